@@ -1,0 +1,92 @@
+"""Checkpoints on disk: tensors as safetensors, the rest as JSON, either whole or not there.
+
+The tensors are written first, the JSON beside them last; a checkpoint counts from the moment its JSON has its name. The
+JSON holds the digest of the tensors, so that damage is noticed, and the damaged files are set aside for inspection.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from searchspaces.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`tensors` and what was written `about` them; `damaged` names newer files that had to be set aside."""
+
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+    damaged: tuple[str, ...] = ()
+
+
+def write_checkpoint(folder: Path, name: str, number: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any],
+                     keep: int = 2) -> Path:
+    """Writes `name-number` and removes all but the newest `keep`. StoreError if the disk does not take it; what was
+    there before stays."""
+    stem = f"{name}-{number:06d}"
+    content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    facts = {**about, "sha256": hashlib.sha256(content).hexdigest()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / f"{stem}.safetensors", content)
+        _write(folder / f"{stem}.json", json.dumps(facts, indent=1).encode())
+        for path in _newest_first(folder, name)[keep:]:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write the checkpoint {folder / stem} ({error.strerror}); free the disk or correct "
+                         "its permissions, then resume the run") from error
+    return folder / f"{stem}.json"
+
+
+def read_newest(folder: Path, name: str) -> Checkpoint | None:
+    """The newest checkpoint that is whole, None if there is none. Damaged newer ones become `*.damaged`."""
+    damaged: list[str] = []
+    for path in _newest_first(folder, name):
+        try:
+            return Checkpoint(*_read(path), tuple(damaged))
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            log.warning("checkpoint %s is damaged (%s); set aside, the one before it is used", path.stem, error)
+            damaged.append(path.stem)
+            for file in (path, path.with_suffix(".safetensors")):
+                if file.exists():
+                    os.replace(file, file.with_name(file.name + ".damaged"))
+    return None
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    about = json.loads(path.read_bytes())
+    content = path.with_suffix(".safetensors").read_bytes()
+    if hashlib.sha256(content).hexdigest() != about["sha256"]:
+        raise ValueError("its tensors do not have the digest that was written")
+    return load(content), about
+
+
+def _newest_first(folder: Path, name: str) -> list[Path]:
+    return sorted(folder.glob(f"{name}-*.json"), reverse=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Under a temporary name, on the disk, then renamed: a reader sees all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

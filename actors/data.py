@@ -1,0 +1,215 @@
+"""Images on their way into a network: splits, preprocessing, augmented batches.
+
+Legend: N images, B images of a batch, H, W, C height, width, channels. Raw images are uint8[N, H, W, C]; what a network
+sees is float32[N, C, R, R] at the space's resolution R. Arrays may be mapped read-only from Ray's object store, where
+every reader of a node shares one copy: nothing here writes into its arguments.
+"""
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from searchspaces.errors import DataError
+
+
+@dataclass(frozen=True)
+class Images:
+    """Raw labelled images: uint8[N, H, W, C] with C = 1 or 3, labels int64[N]."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: NDArray[np.int64]) -> Images:
+        return Images(self.images[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """`train` trains weights, `val` (taken from the training data) is what the search chooses by, `test` is what it
+    reports and never sees. `classes` are the names of labels 0..K-1."""
+
+    train: Images
+    val: Images
+    test: Images
+    classes: tuple[str, ...]
+    name: str
+
+    @property
+    def channels(self) -> int:
+        return int(self.train.images.shape[3])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Preprocessed images, ready for a network: float32[N, C, R, R], labels int64[N]."""
+
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From raw image to network input: scale, resize (bilinear), subtract mean, divide by std, channels first.
+
+    Stored with every model. Torch and ONNX Runtime are fed by the same function, so that parity is by construction;
+    without this package: `(resize(image * scale, R) - mean) / std`, where resize is bilinear with half-pixel centres
+    and, when shrinking, a filter as wide as the shrinkage (what Pillow calls BILINEAR).
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resolution: int
+    channels: int
+    scale: float = 1 / 255
+
+    @staticmethod
+    def fit(train: Images, resolution: int) -> Preprocessing:
+        """Mean and standard deviation per channel over the training images, in units of the scaled image."""
+        channels = train.images.shape[3]
+        # A histogram of the 256 levels is exact and needs no float copy of the data set.
+        levels = np.arange(256) / 255
+        mean, std = [], []
+        for channel in range(channels):
+            share = np.bincount(train.images[..., channel].ravel(), minlength=256) / train.images[..., channel].size
+            mean.append(float(share @ levels))
+            std.append(float(np.sqrt(share @ (levels - mean[-1]) ** 2)) or 1.0)  # a constant channel stays finite
+        return Preprocessing(tuple(mean), tuple(std), resolution, int(channels))
+
+    def tensor(self, images: NDArray[np.uint8]) -> Tensor:
+        """float32[N, C, R, R] for uint8[N, H, W, C]."""
+        if images.ndim != 4 or images.shape[3] != self.channels or images.dtype != np.uint8:
+            raise DataError(f"images must be uint8 of shape (N, H, W, {self.channels}), got {images.dtype} of shape "
+                            f"{images.shape}; convert them as the model's preprocessing says")
+        x = mapped(images).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        x.mul_(self.scale)  # in place on the float copy made above, never on the caller's array
+        if tuple(x.shape[2:]) != (self.resolution, self.resolution):
+            x = functional.interpolate(x, size=(self.resolution, self.resolution), mode="bilinear",
+                                       align_corners=False, antialias=max(x.shape[2:]) > self.resolution)
+        mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
+        return (x - mean) / std
+
+    def numpy(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The same numbers for ONNX Runtime."""
+        return self.tensor(images).numpy()
+
+    def prepare(self, images: Images, chunk: int = 1000) -> Prepared:
+        """A whole split, `chunk` images at a time."""
+        out = np.empty((len(images), self.channels, self.resolution, self.resolution), dtype=np.float32)
+        for start in range(0, len(images), chunk):
+            out[start:start + chunk] = self.numpy(images.images[start:start + chunk])
+        return Prepared(out, np.asarray(images.labels))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the JSON sidecar of a model."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> Preprocessing:
+        return Preprocessing(tuple(fields["mean"]), tuple(fields["std"]), int(fields["resolution"]),
+                             int(fields["channels"]), float(fields["scale"]))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop after zero padding by `padding` pixels, and mirroring where left and right mean the same.
+
+    Digits, letters and signs change their meaning in a mirror: `flip` is off unless asked for.
+    """
+
+    padding: int = 0
+    flip: bool = False
+
+    def __call__(self, images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+        """Augmented copy. The same generator state draws the same for every image of the batch."""
+        count, height, width, _ = images.shape
+        top, left = rng.integers(0, 2 * self.padding + 1, size=(2, count))
+        mirrored = np.asarray(rng.random(count) < 0.5)
+        if self.padding:
+            pad = (self.padding, self.padding)
+            padded = np.pad(images, ((0, 0), pad, pad, (0, 0)))
+            rows = top[:, None] + np.arange(height)
+            columns = left[:, None] + np.arange(width)
+            images = padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+        if self.flip:
+            images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+        return images
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Training batches as a pure function of (seed, epoch, step): a resumed epoch sees what the lost one saw.
+
+    `batch` is the size over all ranks together. Every rank draws the whole permutation and the whole batch's
+    augmentation and keeps its part, so that W ranks together see exactly what one worker would. The last, smaller
+    batch of an epoch is left out (batch norm), except where it is the only one.
+    """
+
+    data: Images
+    preprocessing: Preprocessing
+    augmentation: Augmentation
+    batch: int
+    seed: int
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def steps(self) -> int:
+        """Steps per epoch."""
+        return max(1, len(self.data) // self.batch)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The permutation of the training images in this epoch."""
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
+
+    def get(self, epoch: int, step: int, order: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
+        """This rank's images float32[B / ranks, C, R, R] and labels int64[B / ranks] of one step.
+
+        `order` saves drawing the epoch's permutation again.
+        """
+        order = self.order(epoch) if order is None else order
+        rows = order[step * self.batch:(step + 1) * self.batch]
+        mine = np.array_split(np.arange(len(rows)), self.ranks)[self.rank]
+        rng = np.random.default_rng([self.seed, epoch, step])
+        images = self.augmentation(self.data.images[rows], rng)[mine]
+        return self.preprocessing.tensor(images), torch.from_numpy(self.data.labels[rows[mine]])
+
+
+def calibration_images(train: Images, count: int, seed: int) -> Images:
+    """The training images on which batch-norm statistics are re-estimated (specification searchspaces 2.4)."""
+    rows = np.random.default_rng([seed, len(train)]).permutation(len(train))[:count]
+    return train.take(np.sort(rows))
+
+
+def stratified(rng: np.random.Generator, labels: NDArray[np.int64], rows: NDArray[np.int64],
+               count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(chosen, rest): `count` of the rows with every class at its share (largest remainders), both sorted."""
+    if count >= len(rows):
+        return np.sort(rows), rows[:0]
+    shuffled = rng.permutation(rows)
+    # A row's position within its class, as a share of the class: cutting there takes the same share of each.
+    order = np.argsort(labels[shuffled], kind="stable")
+    share = np.empty(len(rows))
+    _, sizes = np.unique(labels[shuffled], return_counts=True)
+    share[order] = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
+    by_share = shuffled[np.argsort(share, kind="stable")]
+    return np.sort(by_share[:count]), np.sort(by_share[count:])
+
+
+def mapped(array: NDArray[Any]) -> Tensor:
+    """A tensor on the array's own memory. Numpy protects arrays of the object store, torch does not: read only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

@@ -1,0 +1,40 @@
+"""The targets by name, and how one is made from the configuration."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from actors.targets.onnx_cpu import OnnxCpuTarget
+from actors.targets.table import TableTarget
+from actors.targets.target import LatencyTarget
+from searchspaces import plugins
+from searchspaces.errors import ConfigError
+
+TARGETS: dict[str, type[LatencyTarget]] = {"onnx_cpu": OnnxCpuTarget, "table": TableTarget}
+GIVEN = ("input_shape", "reference_ms")     # what the pool passes to every target
+INTERNAL = ("reference", "protocol")        # objects, not configuration
+
+
+def target_class(name: str) -> type[LatencyTarget]:
+    """The class for a name of `TARGETS` or a "module:Class" of the user's."""
+    if name in TARGETS:
+        return TARGETS[name]
+    if ":" not in name:
+        raise ConfigError(f"there is no latency target '{name}'; choose one of {', '.join(TARGETS)} or write "
+                          "module:Class")
+    found = plugins.load_object(name)
+    if not (isinstance(found, type) and issubclass(found, LatencyTarget)):
+        raise ConfigError(f"'{name}' is not a subclass of actors.targets.target.LatencyTarget")
+    return found
+
+
+def check_options(name: str, options: Mapping[str, object]) -> None:
+    """ConfigError where an option is unknown, mistyped or missing; touches no device."""
+    plugins.check_options(f"latency target {name}", target_class(name), options, hidden=GIVEN + INTERNAL)
+
+
+def make_target(name: str, options: Mapping[str, object], input_shape: tuple[int, ...],
+                reference_ms: float | None = None) -> LatencyTarget:
+    """The target, holding its device: call this in the process that measures."""
+    check_options(name, options)
+    arguments: dict[str, object] = {"input_shape": input_shape, "reference_ms": reference_ms, **options}
+    return target_class(name)(**arguments)

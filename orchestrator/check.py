@@ -1,0 +1,37 @@
+"""`paretoray check module:Class`: which contract a class claims, and whether it keeps it."""
+from __future__ import annotations
+
+import inspect
+import typing
+
+from actors.conformance import check_target
+from searchspaces.conformance import check_space
+
+from actors.data import Splits
+from actors.targets.catalogue import make_target
+from actors.targets.target import LatencyTarget
+from orchestrator.conformance import check_controller
+from orchestrator.controllers.controller import Controller
+from orchestrator.datasets import DataSettings, check_dataset, load_dataset
+from searchspaces.catalogue import make_space
+from searchspaces.errors import ConfigError
+from searchspaces.plugins import load_object
+from searchspaces.space import SearchSpace
+
+EXAMPLE_SHAPE = (3, 32, 32)
+
+
+def check_plugin(reference: str) -> tuple[str, list[str]]:
+    """(kind, problems) of "module:Class", or of "module:callable" for a dataset. No problems: certified."""
+    loaded = load_object(reference)
+    if inspect.isclass(loaded) and issubclass(loaded, SearchSpace):
+        return "search space", check_space(make_space(reference, classes=10, channels=3, options={}))
+    if inspect.isclass(loaded) and issubclass(loaded, LatencyTarget):
+        return "latency target", check_target(make_target(reference, {}, EXAMPLE_SHAPE))
+    if inspect.isclass(loaded) and issubclass(loaded, Controller):
+        return "controller", check_controller(reference)
+    if callable(loaded) and not inspect.isclass(loaded):
+        return "dataset", check_dataset(load_dataset(DataSettings(name=reference)))
+    kinds = ", ".join(kind.__name__ for kind in typing.cast(list[type], [SearchSpace, LatencyTarget, Controller]))
+    raise ConfigError(f"'{reference}' is none of {kinds}, nor a callable that returns {Splits.__name__}; derive your "
+                      "class from one of them")

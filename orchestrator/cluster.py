@@ -1,0 +1,150 @@
+"""Connecting to Ray: an embedded local one by default, an existing cluster by address or inside a Ray job.
+
+Why so careful: a bare `ray.init()` may join a stranger's cluster through a current-cluster file, and an unreachable
+address makes the client retry for minutes. So: reuse an initialised Ray; with an address (argument or RAY_ADDRESS)
+check that something listens there and join; otherwise start locally with address="local".
+"""
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orchestrator.config import ClusterSettings
+from searchspaces.errors import ClusterError
+
+log = logging.getLogger(__name__)
+PACKAGES = ("searchspaces", "actors", "orchestrator")
+REACH_TIMEOUT_S = 3.0
+TOKEN_FILE = Path.home() / ".ray" / "auth_token"
+
+
+def prepare_environment(address: str | None) -> None:
+    """Settings that Ray reads once, when it is imported: call this before anything imports ray.
+
+    Clusters ask for a token by default since Ray 2.60; a client without RAY_AUTH_MODE=token is turned away. The token
+    itself comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or TOKEN_FILE.exists()
+    if token and not is_local(address):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def is_local(address: str | None) -> bool:
+    """Will `connected` start a Ray of its own?"""
+    return not (address or os.environ.get("RAY_ADDRESS"))
+
+
+@contextlib.contextmanager
+def connected(settings: ClusterSettings, address: str | None) -> Iterator[None]:
+    """Ray is initialised inside; what was started here is shut down at the end, a joined cluster is only left."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _join(address)
+    else:
+        _start_local(settings)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local(settings: ClusterSettings) -> None:
+    import ray
+
+    # Training, rollouts and measuring take turns, so each may have all cores: Ray counts slots, not cores.
+    cpus = 2 * (settings.cpus or usable_cores()) + 1
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    memory = settings.object_store_mb * 2**20 if settings.object_store_mb else None
+    ray.init(address="local", num_cpus=cpus, resources={"latency_cpu": 1}, object_store_memory=memory,
+             include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False, configure_logging=False)
+
+
+def _join(address: str) -> None:
+    import ray
+
+    if address != "auto":
+        check_reachable(address)
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False,
+                 runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}} | ({} if inside_job else
+                                                                 {"py_modules": _package_folders()}))
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"cannot join the Ray cluster at {address} ({str(error).splitlines()[0]}); check the "
+                           "address, and RAY_AUTH_MODE and its token if the cluster asks for one") from error
+
+
+def check_reachable(address: str) -> None:
+    """ClusterError within seconds if nothing listens at host:port."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise ClusterError(f"{address} is a Ray client address; give the cluster's own address host:6379 instead, or "
+                           "submit the search with 'ray job submit'")
+    if not host or not port.isdigit():
+        raise ClusterError(f"'{address}' is not a cluster address; write host:port, for example 10.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(f"nothing answers at {address} ({error}); start the cluster with 'ray start --head' or "
+                           "correct --address") from error
+
+
+def _package_folders() -> list[str]:
+    """Folders of our packages, shipped to the nodes of a cluster that do not have them installed."""
+    root = Path(__file__).parents[1]
+    return [str(root / name) for name in PACKAGES]
+
+
+def usable_cores() -> int:
+    return len(psutil.Process().cpu_affinity())
+
+
+def total_cpus() -> int:
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def device_options(resource: str) -> dict[str, Any]:
+    """Actor options that pin a latency worker to its device: the node's custom resource, else the driver's own node.
+
+    A node announces a device with `ray start --resources='{"latency_cpu": 1}'`. Without any such node the driver's
+    node is measured, and said so: then nothing but this run keeps the device exclusive.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if ray.cluster_resources().get(resource, 0) >= 1:
+        return {"resources": {resource: 1}}
+    log.warning("no node announces the resource '%s'; measuring on the driver's node (start the node to measure with "
+                "--resources='{\"%s\": 1}' to choose)", resource, resource)
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, host and command of this run, for environment.json."""
+    import platform
+    import subprocess
+    from importlib.metadata import version
+
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
+                            timeout=10, check=False).stdout.strip()
+    packages = ("ray", "torch", "numpy", "onnxruntime", "onnx", "pyarrow", "scikit-learn")
+    return {"python": sys.version.split()[0], "platform": platform.platform(), "host": platform.node(),
+            "cpus": os.cpu_count(), "command": sys.argv, "commit": commit or None,
+            "versions": {name: version(name) for name in packages}}

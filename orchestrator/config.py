@@ -1,0 +1,196 @@
+"""Typed configuration: one YAML file per use, every key checked, every default documented here.
+
+Sections that name a plug-in (`space`, `target`, `controller`) hold a `name` (ours or `module:Class`) and that
+component's own options, which the component checks itself. Everything else is checked here; an unknown key anywhere is
+an error with the closest known key.
+"""
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from orchestrator.datasets import DataSettings
+from searchspaces.errors import ConfigError
+
+MILLISECONDS = {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3}
+
+
+def parse_budget(value: Any) -> float:
+    """Milliseconds from 2.5, "2.5", "2.5ms", "300us" or "0.01s"."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*(ms|us|s|)\s*", str(value))
+    if not match or float(match[1]) <= 0:
+        raise ValueError(f"'{value}' is not a latency budget; write a positive number of milliseconds such as 2.5 or "
+                         "2.5ms (us and s are understood too)")
+    return float(match[1]) * MILLISECONDS[match[2]]
+
+
+BudgetMs = Annotated[float, BeforeValidator(parse_budget)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _listed(value: Any) -> Any:
+    return {"values_ms": value} if isinstance(value, list) else value
+
+
+class Plugin(BaseModel):
+    """A component by name ("mobilenetv3" or "my_module:MyClass"); the other keys are its own options."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+AnyPlugin = Annotated[Plugin, BeforeValidator(_named)]
+
+
+class BudgetSettings(Section):
+    """Latency budgets that get a model. Without a list, `count` budgets spread over the reachable range."""
+
+    values_ms: list[BudgetMs] = []
+    count: int = Field(6, ge=1, le=100)
+
+
+class LatencySettings(Section):
+    """How many networks are measured before the search, to predict the latency of all others."""
+
+    initial: int = Field(50, ge=10, description="networks measured before the first predictor")
+    maximum: int = Field(200, ge=10, description="measured networks after which the predictor is taken as it is")
+    visits: int = Field(2, ge=1, le=20, description="visits averaged when a handed-over file is re-measured")
+    time_out_s: float = Field(120.0, gt=0)
+
+
+class SupernetSettings(Section):
+    """Training of the shared network, in its own actor; `workers` > 1 trains data-parallel across the cluster."""
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(64, ge=2)
+    learning_rate: float = Field(0.05, gt=0)
+    weight_decay: float = Field(3e-5, ge=0)
+    sampler: Literal["sandwich", "fair"] = "sandwich"
+    subnets: int = Field(2, ge=0, description="random subnets per sandwich step, beside the largest and smallest")
+    distillation: float = Field(1.0, ge=0, description="weight of the largest network's soft labels")
+    flip: bool = Field(False, description="random horizontal flips; not for digits or text")
+    crop_padding: int = Field(1, ge=0, description="pixels of padding before a random crop")
+    workers: int = Field(1, ge=1, le=256)
+    cpus: int = Field(1, ge=1, description="threads of each worker; pays for large images only, more workers always do")
+    gpus: float = Field(0, ge=0, description="GPUs of each training worker")
+
+
+class SearchSettings(Section):
+    """How many architectures are evaluated with the supernet's weights, and by how many rollout workers."""
+
+    evaluations: int = Field(300, ge=1)
+    rollouts: int | Literal["auto"] = Field("auto", description="rollout workers; auto: one per spare CPU")
+    calibration_images: int = Field(512, ge=32, description="training images that re-estimate batch-norm statistics")
+    validation_images: int | None = Field(None, ge=10, description="validation images per evaluation; none: all")
+    time_out_s: float = Field(600.0, gt=0, description="longest wait for one call to a rollout worker")
+
+
+class DeliverySettings(Section):
+    """What happens to a chosen architecture before it is handed over."""
+
+    alternatives: int = Field(6, ge=1, le=100, description="candidates measured per budget before one is chosen")
+    fine_tune_epochs: int = Field(10, ge=0)
+    fine_tune_learning_rate: float = Field(0.05, gt=0)
+    margin: float = Field(0.02, ge=0, lt=0.5, description="share of the budget kept free for measurement noise")
+
+
+class ClusterSettings(Section):
+    """The embedded local Ray; ignored with --address, where the cluster has its own."""
+
+    cpus: int | None = Field(None, ge=1, description="CPUs of the local Ray; none: all cores, at least 3 slots")
+    object_store_mb: int | None = Field(None, ge=80)
+
+
+class Config(Section):
+    """A whole run. See configs/quickstart.yaml for an annotated example."""
+
+    name: str | None = Field(None, description="run name; default: configuration's name and the time")
+    seed: int = 0
+    data: DataSettings = DataSettings()
+    space: AnyPlugin = Plugin(name="mobilenetv3-s16")
+    target: AnyPlugin = Plugin(name="onnx_cpu")
+    budgets: Annotated[BudgetSettings, BeforeValidator(_listed)] = BudgetSettings()
+    latency: LatencySettings = LatencySettings()
+    supernet: SupernetSettings = SupernetSettings()
+    controller: AnyPlugin = Plugin(name="pnag")
+    search: SearchSettings = SearchSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file and applies `key.sub=value` overrides. ConfigError names file, key and what is allowed."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path} ({error.strerror}); give the path of a YAML file, for "
+                          "example configs/quickstart.yaml") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds {type(raw).__name__}, not a mapping of sections such as 'space' and 'data'")
+    for override in overrides:
+        _apply(raw, override)
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(detail) for detail in error.errors()) + f" (in {source})") from error
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML; `load_config` of it gives the same configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override} is not of the form key=value; write for example "
+                          "--set search.evaluations=100")
+    *parents, last = key.split(".")
+    section = raw
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {override}: '{parent}' is a value, not a section")
+    section[last] = yaml.safe_load(value)
+
+
+def _sentence(detail: Any) -> str:
+    """One pydantic error as a sentence, with the closest known key for an unknown one."""
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] != "extra_forbidden":
+        return f"'{where}' = {detail['input']!r} is not allowed: {detail['msg'].removeprefix('Value error, ')}"
+    known = _known_keys(detail["loc"][:-1])
+    close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"known keys here: {', '.join(known)}"
+    return f"unknown key '{where}'; {hint}"
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else None
+    return list(getattr(model, "model_fields", {}))

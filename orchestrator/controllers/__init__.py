@@ -1,0 +1,1 @@
+"""Search algorithms behind one contract (controller.py), one folder per system."""

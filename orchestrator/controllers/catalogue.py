@@ -1,0 +1,59 @@
+"""Controllers by name, and how options of a configuration become one. `module:Class` names a user's own."""
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from orchestrator.controllers.baselines.random import RandomSearch
+from orchestrator.controllers.controller import Controller, Task
+from orchestrator.controllers.pnag.controller import Pnag
+from searchspaces.errors import ConfigError
+from searchspaces.plugins import load_object
+from searchspaces.space import SearchSpace
+
+CONTROLLERS: dict[str, type[Controller]] = {"pnag": Pnag, "random": RandomSearch}
+
+
+def controller_class(name: str) -> type[Controller]:
+    if ":" in name:
+        loaded = load_object(name)
+        if not (inspect.isclass(loaded) and issubclass(loaded, Controller)):
+            raise ConfigError(f"'{name}' is not a controller; derive the class from "
+                              "orchestrator.controllers.controller.Controller")
+        return loaded
+    if name not in CONTROLLERS:
+        close = difflib.get_close_matches(name, CONTROLLERS, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise ConfigError(f"there is no controller '{name}'; {hint}choose one of {', '.join(sorted(CONTROLLERS))}, or "
+                          "your own as module:Class")
+    return CONTROLLERS[name]
+
+
+def check_controller_options(name: str, options: Mapping[str, Any]) -> BaseModel:
+    """The checked settings; ConfigError names the option, the value and what is allowed."""
+    model = controller_class(name).settings_model()
+    try:
+        return model.model_validate(dict(options))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(name, model, detail) for detail in error.errors())) from error
+
+
+def make_controller(name: str, space: SearchSpace, task: Task, options: Mapping[str, Any]) -> Controller:
+    return controller_class(name)(space, check_controller_options(name, options), task)
+
+
+def _sentence(name: str, model: type[BaseModel], detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] != "extra_forbidden":
+        return f"option '{where}' of controller {name} is {detail['input']!r}: {detail['msg']}"
+    section: Any = model
+    for part in detail["loc"][:-1]:
+        section = section.model_fields[part].annotation
+    known = list(section.model_fields)
+    close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"allowed: {', '.join(known) or 'none'}"
+    return f"controller {name} has no option '{where}'; {hint}"

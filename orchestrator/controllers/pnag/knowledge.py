@@ -1,0 +1,114 @@
+"""What the observed trials tell: triplets, known latencies, and the models of accuracy and latency fitted to them.
+
+Shape legend: M observed trials that succeeded, N architectures asked about, T positions.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from orchestrator.controllers.controller import LatencyModel, Observation
+from orchestrator.controllers.pnag.posterior import Believed, Posterior
+from orchestrator.controllers.pnag.settings import PosteriorSettings
+from orchestrator.predictors import LEAST_NETWORKS, LatencyPredictor
+from searchspaces.space import SearchSpace, Tokens
+
+LATENCY_TRIALS = 150      # enough for a stage-feature predictor (latency.md 6); more only cost time
+LEAST_ERROR = 0.007
+TAILS = 3                 # degrees of freedom of the latency errors
+TYPICAL = student.ppf(0.75, TAILS)   # median of |t|
+TRIVIAL_SHARE = 0.05      # of the median latency: below are networks that a compiler removed (searchspaces.md 7.3)
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """Fitted on the successful trials, in the order of the log."""
+
+    space: SearchSpace
+    tokens_MT: Tokens
+    accuracy_M: NDArray[np.float64]
+    latency_M: NDArray[np.float64]
+    posterior: Posterior
+    latency: LatencyModel
+    latency_error: float        # median of |log(true / predicted)|
+    row_of: dict[bytes, int]
+
+    @classmethod
+    def fit(cls, space: SearchSpace, trials: Sequence[Observation], settings: PosteriorSettings,
+            latency: LatencyModel | None, seed: int) -> Knowledge | None:
+        """None where too few trials succeeded to learn anything."""
+        good = [trial for trial in trials if np.isfinite(trial.accuracy) and np.isfinite(trial.latency_ms)]
+        if len(good) < LEAST_NETWORKS:
+            return None
+        tokens_MT = space.canonical(np.stack([trial.tokens for trial in good]))
+        accuracy_M = np.array([trial.accuracy for trial in good])
+        latency_M = np.array([trial.latency_ms for trial in good])
+        posterior = Posterior.fit(space.features(tokens_MT), accuracy_M, settings, seed)
+        model = latency or _fit_latency(space, tokens_MT, latency_M)
+        return cls(space, tokens_MT, accuracy_M, latency_M, posterior, model,
+                   _latency_error(model, tokens_MT, latency_M), _rows(tokens_MT))
+
+    def believe(self, tokens_NT: Tokens) -> Believed:
+        return self.posterior.believe(self.space.features(tokens_NT))
+
+    def accuracy(self, tokens_NT: Tokens) -> NDArray[np.float64]:
+        """float64[N]: posterior mean."""
+        return self.believe(tokens_NT).mean_N
+
+    def latency_ms(self, tokens_NT: Tokens) -> NDArray[np.float64]:
+        """float64[N]: what the trial says where there is one, else the prediction."""
+        latency_N = np.asarray(self.latency.predict(tokens_NT), dtype=np.float64).copy()
+        row_N = self.rows(tokens_NT)
+        latency_N[row_N >= 0] = self.latency_M[row_N[row_N >= 0]]
+        return latency_N
+
+    def chance(self, latency_N: NDArray[np.float64], budget_ms: float) -> NDArray[np.float64]:
+        """float64[N]: P(latency <= budget) of predicted latencies. Student's t, because errors are small for most and
+        large for the few that features do not explain."""
+        return student.cdf((np.log(budget_ms) - np.log(latency_N)) / self.latency_error * TYPICAL, TAILS)
+
+    def rows(self, tokens_NT: Tokens) -> NDArray[np.int64]:
+        """int64[N]: index of the successful trial of each canonical architecture, -1 where there is none."""
+        return np.array([self.row_of.get(row.tobytes(), -1) for row in tokens_NT], dtype=np.int64)
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"tokens": self.tokens_MT, "accuracy": self.accuracy_M, "latency_ms": self.latency_M}
+        state |= {f"posterior.{name}": value for name, value in self.posterior.state_dict().items()}
+        if isinstance(self.latency, LatencyPredictor):
+            state |= {f"predictor.{name}": value for name, value in self.latency.state_dict().items()}
+        return state
+
+    @classmethod
+    def from_state(cls, space: SearchSpace, state: dict[str, Any], latency: LatencyModel | None) -> Knowledge:
+        def part(prefix: str) -> dict[str, Any]:
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+        tokens_MT = np.asarray(state["tokens"], dtype=np.int8)
+        model = latency or LatencyPredictor.from_state(space, part("predictor."))
+        latency_M = np.asarray(state["latency_ms"])
+        return cls(space, tokens_MT, np.asarray(state["accuracy"]), latency_M,
+                   Posterior.from_state(part("posterior.")), model, _latency_error(model, tokens_MT, latency_M),
+                   _rows(tokens_MT))
+
+
+def _rows(tokens_MT: Tokens) -> dict[bytes, int]:
+    return {row.tobytes(): index for index, row in enumerate(tokens_MT)}
+
+
+def _latency_error(model: LatencyModel, tokens_MT: Tokens, latency_M: NDArray[np.float64]) -> float:
+    """Median of |log(true / predicted)|: held out where the model was fitted to trials, else of these; at least
+    LEAST_ERROR."""
+    if isinstance(model, LatencyPredictor):
+        return max(LEAST_ERROR, model.typical_error)
+    return max(LEAST_ERROR, float(np.median(np.abs(np.log(latency_M / model.predict(tokens_MT))))))
+
+
+def _fit_latency(space: SearchSpace, tokens_MT: Tokens, latency_M: NDArray[np.float64]) -> LatencyPredictor:
+    """From trials alone, where the task has no latency model (a table)."""
+    usable = np.flatnonzero(latency_M >= TRIVIAL_SHARE * np.median(latency_M))[:LATENCY_TRIALS]
+    return LatencyPredictor.fit(space, tokens_MT[usable], latency_M[usable])

@@ -1,0 +1,141 @@
+"""Settings of PNAG. The defaults are ours; `variant` selects the printed procedure or the released code's.
+
+Where paper, code and ours differ is listed in pnag.md 7, 8 and 13; `resolved` is the one place that maps a variant to
+values, and only fields that the user left alone are mapped.
+"""
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Reward = Literal["rule", "cost_only", "multiplicative", "absolute"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EvaluatorSettings(Section):
+    """R(a|B; w): a ranking network fitted to dominance labels (pnag.md 7)."""
+
+    hidden: int = Field(128, ge=4, description="512 in paper and code, for 16,000 triplets; ours learns from hundreds")
+    loss: Literal["hinge", "logistic"] = "hinge"
+    ties: Literal["drop", "printed", "released"] = "drop"
+    cost_tie_share: float = Field(0.01, ge=0, lt=1, description="costs closer than this share are a tie")
+    optimiser: Literal["sgd", "adam"] = "adam"
+    learning_rate: float = Field(3e-3, gt=0)
+    final_learning_rate: float = Field(2e-5, gt=0)
+    schedule_epochs: int | None = Field(None, ge=1, description="length of the cosine; none: the epochs that are run")
+    weight_decay: float = Field(3e-5, ge=0)
+    epochs: int = Field(20, ge=1)
+    least_steps: int = Field(200, ge=0, description="more epochs where these hold fewer steps than this")
+    batch_size: int = Field(128, ge=2, description="256 in the code")
+    budgets_per_batch: int = Field(4, ge=1, description="random budgets whose pairs one step sees; at most K")
+    p_interp: float = Field(0.5, ge=0, le=1, description="share of budgets drawn between the training budgets; the "
+                                                         "labels of such a budget are exact")
+    round_effort: float = Field(0.5, gt=0, le=1, description="share of the epochs and steps before each round of "
+                                                             "proposals; the whole is for the final training")
+    holdout_share: float = Field(0.2, ge=0, lt=1, description="trials kept for the rank correlation that is reported")
+    pseudo_triplets: int = Field(800, ge=0, description="architectures labelled by the posterior and added to the "
+                                                        "observed triplets; 0 as in the paper")
+
+
+class GeneratorSettings(Section):
+    """pi(a|B; theta): an LSTM conditioned on a budget embedding (pnag.md 4, 5, 8)."""
+
+    hidden: int = Field(64, ge=4)
+    budget_every_step: bool = False
+    mask_dead_tokens: bool = True
+    samples_per_budget: int = Field(8, ge=1)
+    single_budget: bool = Field(False, description="one random budget per update, as the released code")
+    p_interp: float = Field(0.5, ge=0, le=1, description="share of budgets drawn between the training budgets")
+    baseline_decay: float | None = Field(0.95, ge=0, lt=1, description="EMA of mean and spread; none: raw")
+    reward_scale: float = Field(1.0, gt=0)
+    entropy_start: float = Field(0.3, ge=0, description="per nat, beside a unit-variance advantage")
+    entropy_end: float = Field(0.03, ge=0)
+    learning_rate: float = Field(3e-3, gt=0)
+    gradient_norm: float | None = Field(5.0, gt=0)
+    updates: int = Field(400, ge=1, description="updates of the final training")
+    round_updates: int = Field(30, ge=1, description="updates before each round of proposals")
+    patience: int = Field(2000, ge=1, description="updates without a better mean reward before training stops")
+
+
+class PosteriorSettings(Section):
+    """Accuracy of any architecture, with its uncertainty, from the observed trials."""
+
+    trees: int = Field(100, ge=2)
+    features_share: float = Field(1.0, gt=0, le=1)
+    optimism: float = Field(1.0, ge=0, description="standard deviations added to the mean when candidates are chosen")
+    process_trials: int = Field(600, ge=4, description="at most this many trials, at random, for the Gaussian process: "
+                                                       "its cost is cubic")
+
+
+class CollectionSettings(Section):
+    """Which architectures are worth an evaluation: a random start, then rounds of proposals."""
+
+    warmup: int = Field(20, ge=2)
+    batch: int = Field(5, ge=1, description="least evaluations between two rounds of learning")
+    growth: float = Field(0.1, ge=0, le=1, description="a round has at least this share of the trials known before it")
+    candidates: int = Field(3000, ge=16, description="architectures among which uncertainty selects")
+    random_only: bool = Field(False, description="uniform sampling to the end, as in the paper")
+
+
+class PnagSettings(Section):
+    variant: Literal["ours", "printed", "released"] = "ours"
+    reward: Reward = "rule"
+    budgets: int = Field(10, ge=1, description="K training budgets")
+    range_ms: tuple[float, float] | None = Field(None, description="B_1 and B_K; none: from task and trials")
+    joint: bool = Field(True, description="false: one evaluator and generator per budget of the task")
+    reward_exponent: float = Field(-0.07, description="of the multiplicative reward")
+    reward_pays_below_budget: bool = Field(True, description="false: c/B counts as at least 1 (pnag.md 15)")
+    reward_coefficient: float = Field(0.07, description="of the absolute reward")
+    generate_samples: int = Field(32, ge=1, description="architectures drawn per asked budget, beside the greedy one")
+    evaluator: EvaluatorSettings = EvaluatorSettings()
+    generator: GeneratorSettings = GeneratorSettings()
+    posterior: PosteriorSettings = PosteriorSettings()
+    collection: CollectionSettings = CollectionSettings()
+
+    def for_rounds(self) -> PnagSettings:
+        """What a learner that only serves one round of proposals is trained with."""
+        evaluator, share = self.evaluator, self.evaluator.round_effort
+        return self.model_copy(update={
+            "evaluator": evaluator.model_copy(update={"epochs": max(1, round(evaluator.epochs * share)),
+                                                      "least_steps": round(evaluator.least_steps * share)}),
+            "generator": self.generator.model_copy(update={"updates": self.generator.round_updates})})
+
+    def resolved(self) -> PnagSettings:
+        """The settings with the variant's values wherever the user set none."""
+        if self.variant == "ours":
+            return self
+        changes: dict[str, Any] = {"variant": "ours"}
+        for name, values in VARIANTS[self.variant].items():
+            section = getattr(self, name)
+            kept = {key: value for key, value in values.items() if key not in section.model_fields_set}
+            changes[name] = section.model_copy(update=kept)
+        if "budgets" not in self.model_fields_set:
+            changes["budgets"] = 10 if self.variant == "printed" else 5
+        return self.model_copy(update=changes)
+
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "printed": {
+        "evaluator": {"hidden": 512, "ties": "printed", "cost_tie_share": 0.0, "optimiser": "sgd",
+                      "learning_rate": 0.1, "final_learning_rate": 1e-3, "epochs": 250, "batch_size": 256,
+                      "least_steps": 0, "p_interp": 0.0, "budgets_per_batch": 10, "pseudo_triplets": 0},
+        "generator": {"mask_dead_tokens": False, "p_interp": 0.0, "samples_per_budget": 1, "baseline_decay": None,
+                      "reward_scale": 1e-3, "entropy_start": 1e-3, "entropy_end": 1e-3, "learning_rate": 3e-4,
+                      "gradient_norm": None, "updates": 12_000},
+        "collection": {"random_only": True},
+    },
+    "released": {
+        "evaluator": {"hidden": 512, "loss": "logistic", "ties": "released", "cost_tie_share": 0.0, "optimiser": "sgd",
+                      "learning_rate": 0.2, "final_learning_rate": 2e-5, "schedule_epochs": 1000, "epochs": 200,
+                      "batch_size": 256, "least_steps": 0, "p_interp": 0.0, "budgets_per_batch": 1,
+                      "pseudo_triplets": 0},
+        "generator": {"mask_dead_tokens": False, "p_interp": 0.0, "samples_per_budget": 1, "single_budget": True,
+                      "baseline_decay": None, "reward_scale": 1e-3, "entropy_start": 1e-3, "entropy_end": 1e-3,
+                      "learning_rate": 3e-4, "gradient_norm": None, "updates": 10_001},
+        "collection": {"random_only": True},
+    },
+}

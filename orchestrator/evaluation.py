@@ -1,0 +1,113 @@
+"""Having architectures measured and evaluated, and recording the outcome: the only writers of trials and latency."""
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from actors.evaluator import Evaluation
+from actors.latencyresult import LatencyRequest, LatencyResult
+from orchestrator.context import POLL_S, RunContext
+from orchestrator.controllers.controller import Observation, Proposal
+from orchestrator.records import latency_row
+from orchestrator.store import Trial
+from searchspaces.errors import EvaluationError, TargetError
+from searchspaces.space import Tokens
+
+FAILURES_BEFORE_GIVING_UP = 20  # with no success at all: then the fault is not the architectures'
+
+
+def measure_architectures(run: RunContext, tokens_NT: Tokens, advance: Callable[[int], None] = lambda count: None,
+                          ) -> None:
+    """Measures and records what is not recorded yet; `advance` hears how many came back. TargetError if nothing at all
+    can be measured."""
+    distinct = {run.space.arch_id(row): row for row in tokens_NT}
+    missing = [row for arch_id, row in distinct.items() if arch_id not in run.measured_ms]
+    if not missing:
+        return
+    pool = run.services.latency()
+    pool.submit([LatencyRequest(row) for row in missing])
+    results: list[LatencyResult] = []
+    while pool.outstanding:
+        run.stop.check()
+        finished = pool.collect(timeout_s=POLL_S)
+        record_latencies(run, finished)
+        results += finished
+        advance(len(finished))
+    if all(result.error for result in results) and not run.measured_ms:
+        raise TargetError(f"none of {len(results)} networks could be measured on target {run.config.target.name}: "
+                          f"{results[-1].error}")
+
+
+def record_latencies(run: RunContext, results: Sequence[LatencyResult]) -> None:
+    predicted = run.predictor.predict(np.stack([r.tokens_T for r in results])) if run.predictor and results else None
+    run.store.latency.append([latency_row(result, None if predicted is None else float(predicted[i]))
+                              for i, result in enumerate(results)])
+    run.measured_ms.update({r.arch_id: r.sample.latency_ms for r in results if r.sample is not None})
+    run.metrics.latency_measurements(sum(result.source == "measured" for result in results))
+
+
+def evaluate_architectures(run: RunContext, tokens_NT: Tokens) -> list[Trial]:
+    """Trials of these architectures, in the order of the rows; evaluated and recorded where they are not yet."""
+    recorded = {trial.arch_id: trial for trial in run.store.read_trials()}
+    missing = {run.space.arch_id(row): row for row in tokens_NT if run.space.arch_id(row) not in recorded}
+    if missing:
+        rollouts = run.services.rollouts()
+        rollouts.submit(list(missing.items()))
+        done: dict[Hashable, Evaluation] = {}
+        while rollouts.outstanding:
+            run.stop.check()
+            done |= dict(rollouts.collect(timeout_s=POLL_S))
+        fresh = record_trials(run, [(Proposal(row), done[arch_id]) for arch_id, row in missing.items()])
+        recorded |= {trial.arch_id: trial for trial in fresh}
+    return [recorded[run.space.arch_id(row)] for row in tokens_NT]
+
+
+def record_trials(run: RunContext, finished: Sequence[tuple[Proposal, Evaluation]]) -> list[Trial]:
+    """Turns evaluations into trials and writes them; returns them in the order of the log."""
+    if not finished:
+        return []
+    tokens_NT = run.space.canonical(np.stack([proposal.tokens for proposal, _ in finished]))
+    madds_N, params_N = run.space.cost(tokens_NT)
+    assert run.predictor is not None, "trials are recorded after the latency predictor is fitted"
+    predicted_N = run.predictor.predict(tokens_NT)
+    first, target_id = run.store.trials.rows, run.target_id
+    trials = []
+    for i, (proposal, evaluation) in enumerate(finished):
+        arch_id = run.space.arch_id(tokens_NT[i])
+        trials.append(Trial(
+            sequence=first + i, arch_id=arch_id, tokens=tuple(int(t) for t in tokens_NT[i]),
+            space_id=run.space.space_id, controller=run.config.controller.name,
+            accuracy=None if evaluation.error else evaluation.accuracy, accuracy_source=evaluation.source,
+            weights_version=evaluation.weights_version,
+            latency_ms=run.measured_ms.get(arch_id, float(predicted_N[i])),
+            latency_source="cached" if arch_id in run.measured_ms else "predicted", target_id=target_id,
+            madds=int(madds_N[i]), params=int(params_N[i]), budget_ms=proposal.budget_ms, reward=None,
+            seed=run.config.seed, started_at=time.time() - evaluation.duration_s, duration_s=evaluation.duration_s,
+            node=evaluation.node, error=evaluation.error))
+    run.store.append_trials(trials)
+    for trial in trials:
+        run.metrics.trial(asdict(trial))
+        run.leaders.add(trial)
+    _give_up_if_nothing_works(run)
+    return trials
+
+
+def observation(trial: Trial) -> Observation:
+    """What a controller sees of a trial."""
+    return Observation(np.array(trial.tokens, dtype=np.int8), nan_for_none(trial.accuracy),
+                       nan_for_none(trial.latency_ms), trial.error)
+
+
+def nan_for_none(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _give_up_if_nothing_works(run: RunContext) -> None:
+    leaders = run.leaders
+    if not leaders.successes and leaders.failures >= FAILURES_BEFORE_GIVING_UP:
+        raise EvaluationError(f"the first {leaders.failures} evaluations all failed, the last with: "
+                              f"{leaders.last_error}; the trials are kept, repair the cause and resume the run")

@@ -1,0 +1,96 @@
+"""After the search: models for new budgets, the report, the list of runs."""
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from actors.data import Preprocessing
+from actors.latencyworker import input_shape
+from actors.supernet import load_weights
+from orchestrator.config import load_config
+from orchestrator.context import data_and_space, recorded_latencies
+from orchestrator.handover import Delivered, HandOver
+from orchestrator.progress import Progress
+from orchestrator.report import write_report
+from orchestrator.stages.deliver import delivered_entries, final_rows, lineage, record_entries, restored_controller
+from orchestrator.store import RunStore, read_json
+from orchestrator.workbench import LocalBench
+from searchspaces.errors import BudgetError, StoreError
+
+
+def generate_models(name: str, budgets_ms: Sequence[float], *, runs: Path = Path("runs"),
+                    console: Console | None = None) -> list[Delivered]:
+    """Trained, measured ONNX files of a finished run for new budgets, on the machine that is the run's target.
+
+    Raises BudgetError, with the reachable range, for a budget below the fastest known architecture (before anything is
+    done) and for one that no candidate meets (after the others are delivered).
+    """
+    console = console or Console()
+    store = RunStore.open(runs, name)
+    check_finished(store)
+    store.lock()
+    fastest, slowest = store.state()["fastest_ms"], store.state()["slowest_ms"]
+    for budget in budgets_ms:
+        if budget < fastest:
+            raise BudgetError(f"budget {budget:.4g} ms is below the fastest architecture of run {store.name}; the "
+                              f"reachable range is {fastest:.4g} to {slowest:.4g} ms")
+    config = load_config(store.path / "config.yaml")
+    splits, space = data_and_space(config)
+    controller = restored_controller(store, config, space)
+    started = time.perf_counter()
+    answers = controller.generate(budgets_ms, config.delivery.alternatives)
+    console.print(f"generated architectures for {len(budgets_ms)} budget(s) in "
+                  f"{1e3 * (time.perf_counter() - started):.0f} ms; training, exporting and measuring them now",
+                  highlight=False, soft_wrap=True)
+    preprocessing = Preprocessing.fit(splits.train, input_shape(space)[1])
+    bench = LocalBench(config, space, splits, preprocessing, load_weights(store.path / "checkpoints"),
+                       store.state(), recorded_latencies(store))
+    handover = HandOver(space, splits, preprocessing, bench, config.delivery, store.path, lineage(store))
+    entries = []
+    with Progress(console, title=f"paretoray {store.name}") as progress:
+        progress.stage("deliver", total=len(budgets_ms))
+        candidates = handover.candidates(answers, space.canonical(space.extremes()))
+        for entry in handover.deliver(budgets_ms, candidates):
+            entries.append(entry)
+            record_entries(store, [entry])
+            progress.advance(1)
+    progress.final_table(final_rows(entries))
+    write_report(store.path, space)
+    missed = [entry for entry in entries if not entry.feasible]
+    if missed:
+        raise BudgetError("; ".join(entry.reason for entry in missed))
+    return entries
+
+
+def check_finished(store: RunStore) -> None:
+    stage = store.state().get("stage")
+    if stage != "done":
+        raise StoreError(f"run {store.name} is not finished (stage '{stage or 'measure'}'); finish it first with: "
+                         f"paretoray resume {store.name}")
+
+
+def write_run_report(name: str, runs: Path = Path("runs")) -> Path:
+    """report.html of a run in any state."""
+    store = RunStore.open(runs, name)
+    _, space = data_and_space(load_config(store.path / "config.yaml"))
+    return write_report(store.path, space)
+
+
+def run_rows(runs: Path = Path("runs")) -> list[dict[str, str]]:
+    """One row per run for `paretoray runs`."""
+    rows = []
+    for path in sorted(runs.glob("*/config.yaml"), key=lambda p: p.stat().st_mtime):
+        state_file = path.parent / "state.json"
+        state = read_json(state_file) if state_file.exists() else {}
+        store = RunStore(path.parent)
+        models = [entry for entry in delivered_entries(store) if entry.feasible]
+        best = max((entry.test_accuracy or 0.0 for entry in models), default=None)
+        rows.append({"run": store.name, "stage": state.get("stage", "measure"), "trials": str(store.trials.rows),
+                     "models": str(len(models)), "best test accuracy": "" if best is None else f"{best:.4f}",
+                     "changed": time.strftime("%Y-%m-%d %H:%M", time.localtime(np.max(
+                         [file.stat().st_mtime for file in path.parent.iterdir()])))})
+    return rows

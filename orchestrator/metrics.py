@@ -1,0 +1,136 @@
+"""Numbers of a run for machines: TensorBoard under the run folder, `paretoray_*` in Ray's metrics.
+
+    metrics = RunMetrics(run_dir, "quickstart")
+    metrics.set_reference(slowest_ms)            # as soon as it is known: hypervolume is written from here on
+    metrics.stage("collect")                     # gauge paretoray_stage, label stage
+    metrics.in_flight(8)
+    metrics.trial(row)                           # a row of the trial store, in order of observation
+    metrics.latency_measurements(20)
+    metrics.scalar("supernet/loss", 0.31, step=epoch)
+    metrics.close()
+
+One object per driver, one thread. Ray's metrics are written only while Ray is initialised (it appears on every node's
+metrics port as `ray_paretoray_*` with the labels `run` and `controller`), TensorBoard always. A resumed run replays its
+recorded trials through `replay`, which restores the front without writing anything a second time.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.metrics import Counter, Gauge, Histogram
+from tensorboardX import SummaryWriter
+
+from orchestrator.frontier import RunningFront
+
+SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000]
+LABELS = ("run", "controller")
+
+
+class RunMetrics:
+    """See the module docstring. `reference_latency_ms` bounds the hypervolume (the slowest latency of the space);
+    until it is known no hypervolume is written."""
+
+    def __init__(self, run_dir: Path, run_name: str, reference_latency_ms: float | None = None) -> None:
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=5)
+        self._front = RunningFront(reference_latency_ms or 0.0)
+        self._bounded = reference_latency_ms is not None
+        self._ray = _RayMetrics(run_name) if ray.is_initialized() else None
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """One point of a TensorBoard curve; `step` is a trial sequence or an epoch."""
+        self._writer.add_scalar(name, value, step)
+
+    def trial(self, row: Mapping[str, Any]) -> None:
+        """One recorded trial, failed ones too. Columns as in the trial store."""
+        accuracy, latency_ms = _number(row.get("accuracy")), _number(row.get("latency_ms"))
+        self._front.add(latency_ms, accuracy)
+        step = int(row["sequence"])
+        values = {"trial/accuracy": accuracy, "trial/latency_ms": latency_ms,
+                  "trial/reward": _number(row.get("reward")), "trial/duration_s": _number(row.get("duration_s")),
+                  "front/best_accuracy": self.best_accuracy}
+        if self._bounded:
+            values["front/hypervolume"] = self._front.hypervolume
+        for name, value in values.items():
+            if value == value:  # failed trials have no accuracy; nan would tear the curve
+                self.scalar(name, value, step)
+        if self._ray is not None:
+            self._ray.trial(row, self.best_accuracy, self.hypervolume if self._bounded else None)
+
+    def set_reference(self, latency_ms: float) -> None:
+        """The bound of the hypervolume from now on; the front so far is kept."""
+        known = self._front
+        self._front, self._bounded = RunningFront(latency_ms), True
+        for point in zip(known.latency_ms, known.accuracy):
+            self._front.add(*point)
+
+    def replay(self, latency_ms: float, accuracy: float) -> None:
+        """A trial recorded by an earlier process of this run."""
+        self._front.add(latency_ms, accuracy)
+
+    @property
+    def best_accuracy(self) -> float:
+        return self._front.accuracy[-1] if self._front.accuracy else float("nan")
+
+    @property
+    def hypervolume(self) -> float:
+        """Of the front so far; nan until its reference is known."""
+        return self._front.hypervolume if self._bounded else float("nan")
+
+    def stage(self, name: str) -> None:
+        if self._ray is not None:
+            self._ray.stage(name)
+
+    def in_flight(self, trials: int) -> None:
+        if self._ray is not None:
+            self._ray.in_flight.set(trials)
+
+    def latency_measurements(self, count: int) -> None:
+        """Visits of networks on the device, cached answers not counted."""
+        if self._ray is not None and count:
+            self._ray.measurements.inc(count)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _RayMetrics:
+    def __init__(self, run_name: str) -> None:
+        self.trials = Counter("paretoray_trials", "Trials recorded", LABELS)
+        self.failed = Counter("paretoray_trials_failed", "Trials that ended in an error", LABELS)
+        self.seconds = Histogram("paretoray_evaluation_seconds", "Duration of an evaluation", SECONDS, LABELS)
+        self.measurements = Counter("paretoray_latency_measurements", "Networks timed on the device", ("run",))
+        self.hypervolume = Gauge("paretoray_hypervolume", "Area under the Pareto front, ms times accuracy", ("run",))
+        self.best = Gauge("paretoray_best_accuracy", "Best accuracy of any trial, 0..1", ("run",))
+        self.in_flight = Gauge("paretoray_in_flight", "Evaluations under way", ("run",))
+        self._stage = Gauge("paretoray_stage", "1 for the stage of the run, 0 for the others", ("run", "stage"))
+        self._last_stage = ""
+        for metric in (self.trials, self.failed, self.seconds, self.measurements, self.hypervolume, self.best,
+                       self.in_flight, self._stage):
+            metric.set_default_tags({"run": run_name})
+
+    def trial(self, row: Mapping[str, Any], best_accuracy: float, hypervolume: float | None) -> None:
+        tags = {"controller": str(row.get("controller") or "none")}
+        self.trials.inc(1, tags)
+        if row.get("error"):
+            self.failed.inc(1, tags)
+        duration_s = _number(row.get("duration_s"))
+        if duration_s >= 0:
+            self.seconds.observe(duration_s, tags)
+        if best_accuracy == best_accuracy:
+            self.best.set(best_accuracy)
+        if hypervolume is not None:
+            self.hypervolume.set(hypervolume)
+
+    def stage(self, name: str) -> None:
+        if self._last_stage:
+            self._stage.set(0, {"stage": self._last_stage})
+        self._last_stage = name
+        self._stage.set(1, {"stage": name})
+
+
+def _number(value: Any) -> float:
+    """float, nan for a null of the trial store."""
+    return float("nan") if value is None else float(value)

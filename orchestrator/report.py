@@ -1,0 +1,245 @@
+"""report.html: one self-contained page about a run, at any stage of it. Opens offline, in any browser, for years.
+
+Everything is in the file: figures, script, style and data. The page's policy forbids it any connection. Text that comes
+from a run (names, configuration, errors) reaches the page escaped, as text or as JSON, never as markup.
+"""
+from __future__ import annotations
+
+import json
+import time
+from html import escape
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
+from string import Template
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from orchestrator import report_figures as figures
+from orchestrator.drawing import drawing_data
+from orchestrator.progress import quantity
+from orchestrator.report_data import RunView, column_numbers, read_run
+from orchestrator.store import write_text
+from searchspaces.errors import SpaceError
+from searchspaces.space import SearchSpace, Tokens
+
+FINISHED = "done"  # the last Stage of orchestrator/search.py
+
+
+def write_report(run_dir: Path, space: SearchSpace | None = None) -> Path:
+    """Writes run_dir/report.html and returns its path. Without `space` architectures are not drawn."""
+    path = Path(run_dir) / "report.html"
+    write_text(path, render(read_run(Path(run_dir)), space))
+    return path
+
+
+def render(run: RunView, space: SearchSpace | None) -> str:
+    """The page as text."""
+    problems = list(run.problems)
+    payload = page_data(run, space, problems)
+    templates = files("orchestrator") / "templates"
+    # Template is safe here: values are inserted once and never scanned again.
+    return Template((templates / "report.html").read_text()).substitute(
+        title=escape(run.name), facts=_facts(run), badge=_badge(run), problems=_problems(problems),
+        notes_front=_front_note(run), notes_prediction=_prediction_note(run), notes_history=_history_note(run),
+        table=_table(run), commands=_commands(run, payload["budget"]), environment=_environment(run),
+        style=(templates / "report.css").read_text(), script=(templates / "report.js").read_text(),
+        data=json_in_html(payload), plotly=get_plotlyjs())
+
+
+def json_in_html(value: Any) -> str:
+    """JSON that cannot end its script element, whatever strings it holds."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def page_data(run: RunView, space: SearchSpace | None, problems: list[str]) -> dict[str, Any]:
+    """Everything the page's script reads: figures, front, models, drawings and the range of the slider."""
+    front, models = _front(run, space), [_model(row) for row in run.models]
+    made: dict[str, go.Figure | None] = {
+        "front": figures.front_figure(run), "prediction": figures.prediction_figure(run),
+        "hypervolume": figures.hypervolume_figure(run), "best": figures.best_figure(run),
+        "training": figures.training_figure(run)}
+    return {"run": run.name, "front": front, "models": models, "budget": _budget_range(front, models),
+            "drawing": _drawing(run, space, problems),
+            "figures": {name: json.loads(figure.to_json()) if figure else None for name, figure in made.items()}}
+
+
+def _front(run: RunView, space: SearchSpace | None) -> list[dict[str, Any]]:
+    """Front trials for the slider, fastest first; of equal ones the earliest. Their accuracy strictly increases."""
+    rows: list[dict[str, Any]] = []
+    for row in run.trials.take(run.front).to_pylist():
+        if rows and rows[-1]["latency_ms"] == row["latency_ms"]:
+            continue
+        keys = ("arch_id", "latency_ms", "latency_source", "accuracy", "accuracy_source", "madds", "params", "sequence")
+        rows.append({key: row[key] for key in keys} | {"text": _text(space, row["tokens"])})
+    return rows
+
+
+def _model(row: dict[str, Any]) -> dict[str, Any]:
+    keys = ("arch_id", "budget_ms", "latency_ms", "latency_stderr_ms", "predicted_ms", "accuracy", "test_accuracy",
+            "madds", "params", "text")
+    onnx = row.get("onnx")
+    return {key: _finite(row.get(key)) for key in keys} | {"file": onnx, "href": safe_link(onnx)}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def safe_link(path: Any) -> str:
+    """A link to a file inside the run folder; "" for anything else (schemes, absolute paths, "..")."""
+    if not isinstance(path, str) or not path:
+        return ""
+    parts = PurePosixPath(path)
+    return "" if parts.is_absolute() or ".." in parts.parts or ":" in path or "\\" in path else quote(str(parts))
+
+
+def _budget_range(front: list[dict[str, Any]], models: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Slider from the fastest thing known to just beyond the slowest, starting at the middle of what was asked for."""
+    latencies = [row["latency_ms"] for row in front + models] + [m["budget_ms"] for m in models]
+    if not latencies:
+        return None
+    asked = sorted(m["budget_ms"] for m in models)
+    start = asked[len(asked) // 2] if asked else front[len(front) // 2]["latency_ms"]
+    return {"min": min(latencies), "max": max(latencies) * 1.02, "start": start}
+
+
+def _drawing(run: RunView, space: SearchSpace | None, problems: list[str]) -> dict[str, Any] | None:
+    """Only what the slider can show is drawn, so the page stays small."""
+    if space is None:
+        return None
+    shown = run.trials.take(run.front).to_pylist() + run.models
+    rows: dict[str, Tokens] = {}
+    for row in shown:
+        try:
+            rows[row["arch_id"]] = space.check_tokens(np.array([row["tokens"]]))[0]
+        except (SpaceError, KeyError, TypeError, ValueError, OverflowError) as error:
+            problems.append(f"Architecture {row.get('arch_id')} is not of this search space and not drawn ({error}).")
+    return drawing_data(space, rows)
+
+
+def _text(space: SearchSpace | None, tokens: list[int] | None) -> str:
+    if space is None or tokens is None or len(tokens) != len(space.choices):
+        return ""
+    try:
+        return space.text(space.check_tokens(np.array([tokens]))[0])
+    except SpaceError:
+        return ""
+
+
+# --- text of the page, all values escaped ----------------------------------------------------------------------------
+
+
+def _name(run: RunView, section: str) -> str:
+    value = run.config.get(section)
+    return str(value.get("name", "")) if isinstance(value, dict) else str(value or "")
+
+
+def _stage(run: RunView) -> str:
+    return str(run.state.get("stage") or "unknown")
+
+
+def _badge(run: RunView) -> str:
+    if _stage(run) == FINISHED:
+        return '<span class="badge done">finished</span>'
+    return f'<span class="badge open">in stage: {escape(_stage(run))}</span>'
+
+
+def _facts(run: RunView) -> str:
+    accuracy = run.numbers("accuracy")
+    started = run.numbers("started_at")
+    failed = sum(1 for error in run.trials.column("error").to_pylist() if error)
+    targets = sorted({name for name in run.trials.column("target_id").to_pylist() if name})
+    facts = {
+        "Search space": _name(run, "space"), "Target": _name(run, "target") or ", ".join(targets),
+        "Dataset": _name(run, "data"), "Controller": _name(run, "controller"),
+        "Trials": f"{len(accuracy):,}" + (f" ({failed:,} failed)" if failed else ""),
+        "On the front": f"{len(run.front):,}", "Networks measured": f"{_networks_measured(run):,}",
+        "Models handed over": f"{len(run.models)} for {len({r['budget_ms'] for r in run.generated})} budgets",
+    }
+    if np.isfinite(started).any():
+        facts["First trial"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(np.nanmin(started)))
+    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v or 'unknown')}</dd></div>" for k, v in facts.items())
+    return f'<dl class="facts">{items}</dl>'
+
+
+def _networks_measured(run: RunView) -> int:
+    """Distinct ones: a network may have been visited several times, or in vain."""
+    measured = np.isfinite(column_numbers(run.latency, "latency_ms"))
+    return len(set(run.latency.filter(measured).column("arch_id").to_pylist()))
+
+
+def _problems(problems: list[str]) -> str:
+    if not problems:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in problems)
+    return f'<section class="problems"><h2>Not everything could be read</h2><ul>{items}</ul></section>'
+
+
+def _front_note(run: RunView) -> str:
+    known = int((np.isfinite(run.numbers("latency_ms")) & np.isfinite(run.numbers("accuracy"))).sum())
+    dominated = known - len(run.front)
+    thinned = (f" {figures.DOMINATED_SHOWN:,} of {dominated:,} dominated trials are drawn; the front is complete."
+               if dominated > figures.DOMINATED_SHOWN else "")
+    sources = sorted({name for name in run.trials.column("accuracy_source").to_pylist() if name})
+    how = {"supernet": "with the supernet's weights", "proxy": "by a short training", "table": "from a table"}
+    scored = " or ".join(how.get(name, f"by {name}") for name in sources)
+    return (f"Trials are scored {escape(scored)}. " if scored else "") + (
+        f"Handed-over models are trained further and measured from their exported file.{thinned}")
+
+
+def _prediction_note(run: RunView) -> str:
+    error, floor = figures.prediction_error(run), figures.noise_floor(run)
+    count = len(figures.prediction_pairs(run)[0])
+    parts = [f"Mean error {error:.1%} over {count} held-out networks" if count else "",
+             f"measurement noise {floor:.1%}" if np.isfinite(floor) else ""]
+    return "; ".join(part for part in parts if part) + "." if any(parts) else ""
+
+
+def _history_note(run: RunView) -> str:
+    if not len(run.front):
+        return ""
+    latency_ms, accuracy = figures.hypervolume_reference(run)
+    return f"Area between the front and the corner at {latency_ms:.4g} ms and {accuracy:.1%}."
+
+
+def _table(run: RunView) -> str:
+    if not run.generated:
+        return '<p class="empty">No model has been handed over yet.</p>'
+    head = ("Budget (ms)", "Measured latency (ms)", "Test accuracy", "Validation accuracy", "Multiply-adds",
+            "Parameters", "File")
+    rows = "".join(_row(row) for row in sorted(run.generated, key=lambda row: row["budget_ms"]))
+    return (f'<div class="scroll"><table id="models"><thead><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr></thead>'
+            f"<tbody>{rows}</tbody></table></div>")
+
+
+def _row(row: dict[str, Any]) -> str:
+    budget = f"<td>{row['budget_ms']:.4g}</td>"
+    if not row.get("feasible"):
+        reason = escape(str(row.get("reason") or "no architecture found under this budget"))
+        return f'<tr class="infeasible">{budget}<td colspan="6">{reason}</td></tr>'
+    stderr = row.get("latency_stderr_ms")
+    href, file = safe_link(row.get("onnx")), escape(str(row.get("onnx") or ""))
+    cells = [_format(row.get("latency_ms"), ".3f") + ("" if stderr is None else f" ± {stderr:.3f}"),
+             _format(row.get("test_accuracy"), ".2%"), _format(row.get("accuracy"), ".2%"),
+             quantity(row.get("madds")), quantity(row.get("params")), f'<a href="{href}">{file}</a>' if href else file]
+    return f"<tr>{budget}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _format(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else "?"
+
+
+def _commands(run: RunView, budget: dict[str, float] | None) -> str:
+    example = f"{budget['start']:.3g}" if budget else "2.5"
+    lines = [f"paretoray resume {run.name}    # go on with this run"] if _stage(run) != FINISHED else []
+    lines.append(f"paretoray generate {run.name} --budget {example}ms    # a model for any budget")
+    return f"<pre>{escape(chr(10).join(lines))}</pre>"
+
+
+def _environment(run: RunView) -> str:
+    return escape(json.dumps({"configuration": run.config, "environment": run.environment}, indent=2, default=str))

@@ -1,0 +1,137 @@
+"""What a run folder holds, read for the report at any stage of the run; whatever cannot be read is said, not raised."""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from numpy.typing import NDArray
+
+from orchestrator.frontier import pareto_mask
+from orchestrator.store import LATENCY_SCHEMA, TRIAL_SCHEMA
+
+TRIAL_COLUMNS = ["sequence", "arch_id", "tokens", "controller", "accuracy", "accuracy_source", "latency_ms",
+                 "latency_source", "target_id", "madds", "params", "budget_ms", "started_at", "error"]
+LATENCY_COLUMNS = ["arch_id", "latency_ms", "predicted_ms", "stderr_ms"]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run at one moment. `trials` in order of observation; `problems` are sentences for the reader."""
+
+    name: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    state: dict[str, Any]
+    events: list[dict[str, Any]]
+    trials: pa.Table
+    latency: pa.Table
+    generated: list[dict[str, Any]]
+    problems: tuple[str, ...]
+
+    def numbers(self, column: str) -> NDArray[np.float64]:
+        """A column of the trials as float64, nan for null."""
+        return column_numbers(self.trials, column)
+
+    @property
+    def front(self) -> NDArray[np.int64]:
+        """Indices of the trials on the Pareto front, fastest first."""
+        latency_ms, accuracy = self.numbers("latency_ms"), self.numbers("accuracy")
+        members = np.flatnonzero(pareto_mask(latency_ms, accuracy))
+        return members[np.lexsort((accuracy[members], latency_ms[members]))]
+
+    @property
+    def models(self) -> list[dict[str, Any]]:
+        """Handed-over models: feasible, with a measured latency and an accuracy; smallest budget first."""
+        rows = [row for row in self.generated if row.get("feasible") and _is_number(row.get("latency_ms"))
+                and _is_number(row.get("accuracy"))]
+        return sorted(rows, key=lambda row: (row["budget_ms"], row["latency_ms"]))
+
+
+def column_numbers(table: pa.Table, column: str) -> NDArray[np.float64]:
+    values = table.column(column).cast(pa.float64())
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def read_run(run_dir: Path) -> RunView:
+    problems: list[str] = []
+    trials = _read_parts(run_dir, "trials", TRIAL_SCHEMA, TRIAL_COLUMNS, problems)
+    latency = _read_parts(run_dir, "latency", LATENCY_SCHEMA, LATENCY_COLUMNS, problems)
+    generated = _read_file(run_dir / "generated.json", list, problems, optional=True)
+    entries = [row for row in generated if isinstance(row, dict) and _is_number(row.get("budget_ms"))]
+    if len(entries) < len(generated):
+        problems.append(f"{len(generated) - len(entries)} entries of generated.json have no budget and are left out.")
+    return RunView(
+        name=run_dir.resolve().name,
+        config=_read_file(run_dir / "config.yaml", dict, problems),
+        environment=_read_file(run_dir / "environment.json", dict, problems),
+        state=_read_file(run_dir / "state.json", dict, problems, optional=True),
+        events=_read_events(run_dir / "events.jsonl", problems),
+        trials=trials.sort_by("sequence"), latency=latency, generated=entries, problems=tuple(problems))
+
+
+def _read_file(path: Path, kind: type, problems: list[str], optional: bool = False) -> Any:
+    """YAML or JSON (which is YAML, but faster by its own reader) of the given kind; empty with a note otherwise."""
+    try:
+        text = path.read_text()
+        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except FileNotFoundError:
+        if not optional:
+            problems.append(f"{path.name} is missing.")
+        return kind()
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problems.append(f"{path.name} cannot be read ({str(error).splitlines()[0]}).")
+        return kind()
+    if not isinstance(value, kind):
+        problems.append(f"{path.name} holds {type(value).__name__} instead of {kind.__name__}.")
+        return kind()
+    return value
+
+
+def _read_events(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read ({error}).")
+        return []
+    events, bad = [], 0
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            bad += 1  # the last line of a killed run may be torn
+            continue
+        if isinstance(event, dict):
+            events.append(event)
+    if bad:
+        problems.append(f"{bad} of {len(lines)} lines of {path.name} cannot be read.")
+    return events
+
+
+def _read_parts(run_dir: Path, name: str, schema: pa.Schema, columns: list[str], problems: list[str]) -> pa.Table:
+    wanted = pa.schema([schema.field(column) for column in columns])
+    tables = [wanted.empty_table()]
+    for path in sorted((run_dir / name).glob("part-*.parquet")):
+        try:
+            table = pq.read_table(path, page_checksum_verification=True)
+            missing = [column for column in columns if column not in table.column_names]
+            if missing:
+                raise pa.ArrowInvalid(f"it has no column {missing[0]}")
+            tables.append(table.select(columns).cast(wanted))
+        except (OSError, pa.ArrowException) as error:
+            problems.append(f"{name}/{path.name} cannot be read ({str(error).splitlines()[0]}); its rows are not "
+                            "shown.")
+    for path in sorted((run_dir / name).glob("*.damaged")):
+        problems.append(f"{name}/{path.name} was damaged and set aside; its rows are not shown.")
+    return pa.concat_tables(tables)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))

@@ -1,0 +1,134 @@
+"""One run from configuration to ONNX files: an explicit state machine over the stages in orchestrator/stages/.
+
+Each stage does what its recorded results lack, so entering it again after a crash is how a run resumes.
+"""
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+
+from rich.console import Console
+
+from actors.data import Preprocessing
+from actors.latencyworker import input_shape
+from actors.targets.catalogue import check_options
+from orchestrator.cluster import connected, environment, is_local
+from orchestrator.config import Config, dump_config, load_config
+from orchestrator.context import Leaders, RunContext, data_and_space
+from orchestrator.controllers.catalogue import check_controller_options
+from orchestrator.handover import Delivered
+from orchestrator.interrupt import Interrupted, StopFlag
+from orchestrator.metrics import RunMetrics
+from orchestrator.progress import Progress
+from orchestrator.report import write_report
+from orchestrator.services import Services
+from orchestrator.stages.deliver import deliver, delivered_entries, final_rows
+from orchestrator.stages.explore import explore
+from orchestrator.stages.measure import measure
+from orchestrator.stages.train import train
+from orchestrator.store import RunStore
+
+
+class Stage(Enum):
+    """MEASURE -> TRAIN -> SEARCH -> DELIVER -> DONE.
+
+    MEASURE needs no training, so a budget out of reach is refused in seconds. From any stage an error, a signal or a
+    kill leaves the run at that stage; `paretoray resume` enters it again.
+    """
+
+    MEASURE = "measure"
+    TRAIN = "train"
+    SEARCH = "search"
+    DELIVER = "deliver"
+    DONE = "done"
+
+
+STEPS: dict[Stage, Callable[[RunContext], None]] = {
+    Stage.MEASURE: measure, Stage.TRAIN: train, Stage.SEARCH: explore, Stage.DELIVER: deliver,
+}
+
+
+class Search:
+    """`Search(load_config("mine.yaml")).run()` from Python; the same object behind `paretoray search` and `resume`."""
+
+    def __init__(self, config: Config, *, runs: Path = Path("runs"), name: str | None = None,
+                 address: str | None = None, console: Console | None = None) -> None:
+        self.config = config
+        self.address = address
+        self.console = console or Console()
+        self.stop = StopFlag()
+        self._splits, self._space = data_and_space(config)
+        check_options(config.target.name, config.target.options)
+        check_controller_options(config.controller.name, config.controller.options)
+        self._open: Callable[[], RunStore] = lambda: RunStore.create(
+            runs, name or config.name or default_name(Path("run")), dump_config(config), environment())
+
+    @classmethod
+    def resume(cls, name: str, *, runs: Path = Path("runs"), address: str | None = None,
+               console: Console | None = None) -> Search:
+        """A search that goes on in the folder of an existing run, with that run's configuration."""
+        store = RunStore.open(runs, name)
+        search = cls(load_config(store.path / "config.yaml"), runs=runs, address=address, console=console)
+        search._open = lambda: store
+        return search
+
+    def run(self) -> list[Delivered]:
+        """Runs the stages that are left; returns what was handed over, one entry per budget.
+
+        Raises ParetorayError for what a user can repair and Interrupted after Ctrl-C or SIGTERM; in both cases the
+        console says how to resume.
+        """
+        store: RunStore | None = None
+        try:
+            with connected(self.config.cluster, self.address), self.stop.installed():
+                store = self._open()
+                store.lock()
+                return self._run(store)
+        except BaseException as error:
+            if store is not None and store.state().get("stage") not in (None, Stage.DONE.value):
+                self._say_how_to_resume(store, error)
+            raise
+
+    def _run(self, store: RunStore) -> list[Delivered]:
+        preprocessing = Preprocessing.fit(self._splits.train, input_shape(self._space)[1])
+        with contextlib.ExitStack() as stack:
+            services = stack.enter_context(contextlib.closing(
+                Services(self.config, self._space, self._splits, preprocessing, store, is_local(self.address),
+                         self.stop.check)))
+            metrics = stack.enter_context(contextlib.closing(
+                RunMetrics(store.path, store.name, store.state().get("slowest_ms"))))
+            progress = stack.enter_context(Progress(self.console, title=f"paretoray {store.name}"))
+            context = RunContext(self.config, store, self._space, self._splits, preprocessing, services, progress,
+                                 self.stop, metrics, Leaders())
+            for stage, step in STEPS.items():
+                if _reached(store) is stage:
+                    metrics.stage(stage.value)
+                    store.event("stage", stage=stage.value)
+                    step(context)
+                    store.update_state(stage=_next(stage).value)
+            metrics.stage(Stage.DONE.value)
+        entries = delivered_entries(store)
+        progress.final_table(final_rows(entries))
+        self.console.print(f"report: {write_report(store.path, self._space)}", highlight=False, soft_wrap=True)
+        return entries
+
+    def _say_how_to_resume(self, store: RunStore, error: BaseException) -> None:
+        what = "stopped" if isinstance(error, Interrupted | KeyboardInterrupt) else "ended with an error"
+        self.console.print(f"run {store.name} {what} in stage '{store.state()['stage']}'; everything recorded is kept, "
+                           f"go on with: paretoray resume {store.name}", highlight=False, soft_wrap=True)
+
+
+def _reached(store: RunStore) -> Stage:
+    return Stage(store.state().get("stage", Stage.MEASURE.value))
+
+
+def _next(stage: Stage) -> Stage:
+    order = list(Stage)
+    return order[order.index(stage) + 1]
+
+
+def default_name(config: Path) -> str:
+    return f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -1,0 +1,103 @@
+"""The services of one run, started when a stage first needs them and closed together.
+
+On one machine the stages take turns, so measuring is never disturbed by training: each service idles outside its
+stage. The supernet's weights travel once per node: the driver puts them into the object store, rollout workers map
+them. The driver owns that object, because what an actor owns dies with it.
+"""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from actors.data import Augmentation, Preprocessing, Splits, calibration_images
+from actors.evaluator import SupernetEvaluatorFactory
+from actors.latency import LatencyPool, LatencyPoolSettings
+from actors.rollout import PoolSettings, RolloutPool
+from actors.supernet import SupernetService, SupernetSettings
+from orchestrator.cluster import device_options, total_cpus, usable_cores
+from orchestrator.config import Config
+from orchestrator.store import RunStore
+from searchspaces.space import SearchSpace
+from searchspaces.training import TrainingSettings
+
+
+class Services:
+    """Latency pool, supernet actor and rollout pool; Ray must be initialised. `local`: Ray was started for this run.
+    `check` is called during long waits and raises when the run has to stop."""
+
+    def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
+                 store: RunStore, local: bool, check: Callable[[], None] = lambda: None) -> None:
+        self._config, self._space, self._splits, self._store = config, space, splits, store
+        self._preprocessing = preprocessing
+        self._local, self._check = local, check
+        self._latency: LatencyPool | None = None
+        self._supernet: SupernetService | None = None
+        self._rollouts: RolloutPool | None = None
+
+    def latency(self) -> LatencyPool:
+        if self._latency is None:
+            settings = LatencyPoolSettings(time_out_s=self._config.latency.time_out_s)
+            self._latency = LatencyPool(self._space, self._config.target.name, self._config.target.options,
+                                        devices=(device_options("latency_cpu"),), settings=settings,
+                                        reference_ms=self._store.state().get("reference_ms"))
+        return self._latency
+
+    def supernet(self) -> Any:
+        """Handle of the actor that owns the shared weights. It resumes from its newest checkpoint by itself."""
+        return self._supernet_service().actor
+
+    def rollouts(self) -> RolloutPool:
+        """Workers that evaluate architectures with the supernet's current weights."""
+        if self._rollouts is None:
+            search = self._config.search
+            count = self._spare_cpus() if search.rollouts == "auto" else search.rollouts
+            factory = self._evaluator_factory()
+            self._rollouts = RolloutPool(factory, PoolSettings(workers=count, call_time_out_s=search.time_out_s),
+                                         name=f"rollout-{self._store.name}")
+            self._rollouts.set_weights(*self._supernet_service().publish())
+        return self._rollouts
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            if self._latency is not None:
+                self._latency.close()
+        if self._rollouts is not None:
+            self._rollouts.close()
+        if self._supernet is not None:
+            self._supernet.close()
+
+    def _supernet_service(self) -> SupernetService:
+        if self._supernet is None:
+            settings = self._config.supernet
+            self._supernet = SupernetService(
+                self._space, self._splits.train, self._preprocessing, supernet_settings(self._config),
+                self._store.path / "checkpoints", name=f"supernet-{self._store.name}", num_gpus=settings.gpus,
+                check=self._check)
+        return self._supernet
+
+    def _evaluator_factory(self) -> SupernetEvaluatorFactory:
+        search = self._config.search
+        validation = self._splits.val
+        if search.validation_images and search.validation_images < len(validation):
+            validation = calibration_images(validation, search.validation_images, self._config.seed)
+        calibration = calibration_images(self._splits.train, search.calibration_images, self._config.seed)
+        prepare = self._preprocessing.prepare
+        return SupernetEvaluatorFactory(self._space, ray.put(prepare(validation)), ray.put(prepare(calibration)))
+
+    def _spare_cpus(self) -> int:
+        if self._local:
+            return usable_cores()  # the other services idle during the search
+        return max(1, total_cpus() - self._config.supernet.cpus * self._config.supernet.workers - 1)
+
+
+def supernet_settings(config: Config) -> SupernetSettings:
+    """The actor's settings from the configuration's section."""
+    s = config.supernet
+    training = TrainingSettings(lr=s.learning_rate, weight_decay=s.weight_decay, sampler=s.sampler,
+                                subnets=s.subnets, distill_weight=s.distillation)
+    return SupernetSettings(training=training, epochs=s.epochs, batch_size=s.batch_size, seed=config.seed,
+                            augmentation=Augmentation(padding=s.crop_padding, flip=s.flip),
+                            calibration_images=config.search.calibration_images, workers=s.workers, num_cpus=s.cpus)

@@ -1,0 +1,68 @@
+"""Third stage: the controller proposes, rollout workers evaluate, the trial store remembers, the controller learns.
+
+At most as many evaluations are under way as keep the workers busy. A trial is recorded before the controller sees it,
+so a run that is killed anywhere replays the record into a fresh controller and goes on.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from orchestrator.context import POLL_S, Leaders, RunContext
+from orchestrator.controllers.catalogue import make_controller
+from orchestrator.controllers.controller import Controller, Proposal, Task
+from orchestrator.evaluation import nan_for_none, observation, record_trials
+from orchestrator.progress import Best
+from orchestrator.store import Trial
+
+
+def explore(run: RunContext) -> None:
+    controller = replayed_controller(run)
+    evaluations = run.config.search.evaluations
+    run.progress.stage("search", total=evaluations, done=run.store.trials.rows)
+    rollouts = run.services.rollouts()
+    in_flight: dict[int, Proposal] = {}
+    ticket = 0
+    while (done := run.store.trials.rows) < evaluations:
+        run.stop.check()
+        room = min(rollouts.capacity, evaluations - done - len(in_flight))
+        proposals = controller.propose(room) if room > 0 else []
+        if not proposals and not in_flight:
+            run.progress.note(f"the controller has nothing left to propose after {done} evaluations")
+            break
+        fresh = dict(enumerate(proposals, start=ticket))
+        ticket += len(proposals)
+        in_flight |= fresh
+        rollouts.submit([(number, proposal.tokens) for number, proposal in fresh.items()])
+        run.metrics.in_flight(len(in_flight))
+        finished = rollouts.collect(timeout_s=POLL_S)
+        trials = record_trials(run, [(in_flight.pop(int(str(number))), result) for number, result in finished])
+        controller.observe([observation(trial) for trial in trials])
+        _show(run, trials, controller)
+    run.progress.stage("learn from all trials")
+    controller.generate(run.budgets_ms)  # the last fit, so that the saved state answers at once
+    run.save_controller(controller)
+
+
+def replayed_controller(run: RunContext) -> Controller:
+    """A fresh controller that has observed every recorded trial."""
+    task = Task(tuple(run.budgets_ms), run.config.search.evaluations, run.config.seed, run.predictor)
+    controller = make_controller(run.config.controller.name, run.space, task, run.config.controller.options)
+    trials = run.store.read_trials()
+    controller.observe([observation(trial) for trial in trials])
+    run.leaders = Leaders(run.budgets_ms)
+    for trial in trials:
+        run.metrics.replay(nan_for_none(trial.latency_ms), nan_for_none(trial.accuracy))
+        run.leaders.add(trial)
+    return controller
+
+
+def _show(run: RunContext, trials: Sequence[Trial], controller: Controller) -> None:
+    if not trials:
+        return
+    for name, value in controller.metrics().items():
+        run.metrics.scalar(f"controller/{name}", value, trials[-1].sequence)
+    run.progress.best([Best(b, t.latency_ms, t.accuracy, run.space.text(np.array(t.tokens, dtype=np.int8)))
+                       if (t := run.leaders.best.get(b)) else Best(b) for b in run.leaders.budgets_ms])
+    run.progress.advance(len(trials), hypervolume=run.metrics.hypervolume, best=run.metrics.best_accuracy)

@@ -1,0 +1,98 @@
+"""First stage: measure the device, learn to predict latency, and refuse budgets that no architecture can meet.
+
+Nothing is trained yet, so a wrong budget costs seconds. The fastest and the slowest architecture are measured first,
+then networks spread between them until the predictor's held-out error is near the noise of the measurements.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from orchestrator.context import RunContext
+from orchestrator.evaluation import measure_architectures
+from orchestrator.predictors import LatencyPredictor
+from orchestrator.records import latency_result
+from searchspaces.errors import BudgetError
+from searchspaces.space import SearchSpace, Tokens
+
+GROWTH = 25  # networks measured between two fits of the predictor
+GOOD_ENOUGH = 1.3  # held-out error over noise floor at which measuring more does not pay (latency specification 6)
+
+
+def measure(run: RunContext) -> None:
+    settings, wanted_ms = run.config.latency, run.config.budgets.values_ms
+    run.progress.stage("measure", total=settings.maximum, done=len(run.measured_ms))
+    pool = run.services.latency()
+    run.store.update_state(reference_ms=pool.reference_ms(), target_id=pool.identity().target_id,
+                           target=asdict(pool.identity()))
+    pool.preload([latency_result(row) for row in run.store.latency.read().to_pylist()])
+    plan_NT = spread_sample(run.space, settings.maximum, run.config.seed)
+    measure_architectures(run, plan_NT[:2], run.progress.advance)
+    check_reachable(wanted_ms, run.space, run.measured_ms)
+    count = min(settings.initial, settings.maximum)
+    while True:
+        measure_architectures(run, plan_NT[:count], run.progress.advance)
+        run.predictor = fit_predictor(run)
+        good = run.predictor.heldout_error < GOOD_ENOUGH * run.predictor.noise_floor
+        if good or count >= settings.maximum:
+            break
+        count = min(count + GROWTH, settings.maximum)
+    run.save_predictor(run.predictor)
+    check_reachable(wanted_ms, run.space, run.measured_ms)
+    budgets = wanted_ms or spread_budgets(list(run.measured_ms.values()), run.config.budgets.count)
+    slowest = max(run.measured_ms.values())
+    for budget in budgets:
+        if budget > slowest:
+            run.progress.note(f"budget {budget:.4g} ms is above the slowest measured architecture ({slowest:.4g} ms): "
+                              "it gets the most accurate model found")
+    run.metrics.set_reference(slowest)
+    run.store.update_state(budgets_ms=sorted(set(budgets)), fastest_ms=min(run.measured_ms.values()),
+                           slowest_ms=slowest)
+
+
+def fit_predictor(run: RunContext) -> LatencyPredictor:
+    table = run.store.latency.read(["tokens", "latency_ms", "stderr_ms", "error"]).to_pylist()
+    rows = [row for row in table if not row["error"]]
+    predictor = LatencyPredictor.fit(run.space, np.array([r["tokens"] for r in rows], dtype=np.int8),
+                                     np.array([r["latency_ms"] for r in rows]),
+                                     np.array([r["stderr_ms"] for r in rows]))
+    run.store.event("predictor", n=len(rows), heldout_error=predictor.heldout_error,
+                    noise_floor=predictor.noise_floor)
+    return predictor
+
+
+def spread_sample(space: SearchSpace, count: int, seed: int) -> Tokens:
+    """int8[count, T], distinct, the two extremes first.
+
+    Uniform tokens give networks of nearly equal cost; so each row takes a random share of its tokens from one of the
+    extremes, which spreads latencies over the whole range.
+    """
+    rng = np.random.default_rng(seed)
+    extremes_2T = space.canonical(space.extremes())
+    rows = {row.tobytes(): row for row in extremes_2T}
+    for _ in range(20 * count):
+        if len(rows) >= count:
+            break
+        sample_1T = space.sample_uniform(rng, 1)
+        end = extremes_2T[rng.integers(2)]
+        row = space.repair(rng, np.where(rng.random(sample_1T.shape) < rng.random(), end, sample_1T))[0]
+        rows.setdefault(row.tobytes(), row)
+    return np.stack(list(rows.values()))[:count]
+
+
+def spread_budgets(latencies_ms: Sequence[float], count: int) -> list[float]:
+    """`count` round budgets, evenly spaced from a tenth above the fastest measured latency to the 95th percentile."""
+    low, high = 1.1 * min(latencies_ms), float(np.percentile(latencies_ms, 95))
+    return [float(f"{value:.3g}") for value in np.linspace(low, high, count)]
+
+
+def check_reachable(budgets_ms: Sequence[float], space: SearchSpace, measured_ms: Mapping[str, float]) -> None:
+    """BudgetError for a budget below everything measured, the expected fastest architecture included."""
+    fastest, slowest = min(measured_ms.values()), max(measured_ms.values())
+    hopeless = [budget for budget in budgets_ms if budget < fastest]
+    if hopeless:
+        raise BudgetError(f"budget {hopeless[0]:.4g} ms is below the fastest architecture of {space.space_id}: the "
+                          f"reachable range on this target is {fastest:.4g} to {slowest:.4g} ms; raise the budget or "
+                          "choose a smaller space")

@@ -1,0 +1,19 @@
+"""Second stage: train the shared supernet in its actor, one epoch per call; a lost actor costs at most one epoch."""
+from __future__ import annotations
+
+from orchestrator.context import RunContext
+
+
+def train(run: RunContext) -> None:
+    supernet = run.services.supernet()
+    run.progress.stage("train supernet", total=run.config.supernet.epochs)
+    status = run.wait(supernet.status.remote())
+    run.progress.advance(status["epoch"])
+    while status["epoch"] < run.config.supernet.epochs:
+        status = run.wait(supernet.train_epoch.remote())
+        run.store.event("epoch", **status)
+        for name in ("loss", "accuracy_largest", "accuracy_smallest", "images_per_s"):
+            run.metrics.scalar(f"supernet/{name}", status[name], status["epoch"])
+        run.progress.advance(1, loss=status["loss"], largest=status["accuracy_largest"],
+                             smallest=status["accuracy_smallest"], images_per_s=status["images_per_s"])
+    run.store.update_state(weights_version=status["version"])

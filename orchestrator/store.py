@@ -1,0 +1,251 @@
+"""The run folder: append-only Parquet parts and small JSON files, the single source of truth of a run.
+
+Durability: every file is written under a temporary name, flushed to disk and renamed, so a reader (or a resumed run)
+sees a file whole or not at all. A trial exists once its part is renamed; nothing is kept only in memory. One driver at
+a time holds the run's lock; readers need none. A damaged part is set aside as `*.damaged` with a warning; the rest is
+kept. Page checksums make damage detectable.
+"""
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from searchspaces.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+TRIAL_SCHEMA = pa.schema([
+    ("sequence", pa.int64()), ("arch_id", pa.string()), ("tokens", pa.list_(pa.int8())), ("space_id", pa.string()),
+    ("controller", pa.string()), ("accuracy", pa.float64()), ("accuracy_source", pa.string()),
+    ("weights_version", pa.int64()), ("latency_ms", pa.float64()), ("latency_source", pa.string()),
+    ("target_id", pa.string()), ("madds", pa.int64()), ("params", pa.int64()), ("budget_ms", pa.float64()),
+    ("reward", pa.float64()), ("seed", pa.int64()), ("started_at", pa.float64()), ("duration_s", pa.float64()),
+    ("node", pa.string()), ("error", pa.string()),
+])
+LATENCY_SCHEMA = pa.schema([
+    ("arch_id", pa.string()), ("tokens", pa.list_(pa.int8())), ("target_id", pa.string()),
+    ("latency_ms", pa.float64()), ("predicted_ms", pa.float64()), ("reference_ms", pa.float64()),
+    ("ratio", pa.float64()), ("stderr_ms", pa.float64()), ("rounds", pa.int64()), ("drift", pa.float64()),
+    ("load", pa.float64()), ("candidate_rounds_ms", pa.list_(pa.list_(pa.float64()))),
+    ("reference_rounds_ms", pa.list_(pa.list_(pa.float64()))), ("started_at", pa.float64()),
+    ("duration_s", pa.float64()), ("details", pa.string()), ("source", pa.string()), ("error", pa.string()),
+])
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluation, one row of `trials/`. Accuracy 0..1 (None where `error` says why), latency in milliseconds."""
+
+    sequence: int
+    arch_id: str
+    tokens: tuple[int, ...]
+    space_id: str
+    controller: str
+    accuracy: float | None
+    accuracy_source: str
+    weights_version: int
+    latency_ms: float | None
+    latency_source: str
+    target_id: str
+    madds: int
+    params: int
+    budget_ms: float | None
+    reward: float | None
+    seed: int
+    started_at: float
+    duration_s: float
+    node: str
+    error: str = ""
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Yields a temporary path; on success it is flushed and renamed to `path`, on failure removed (StoreError)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise StoreError(f"{'the disk is full' if full else 'cannot write'} while writing {path} ({error}); "
+                         "everything recorded so far is kept, free some space and resume the run") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    with write_atomically(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise StoreError(f"{path} does not exist; is this a run folder?") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}); restore it or start a new run") from error
+
+
+class PartFolder:
+    """Append-only table of Parquet parts `part-<first row number>.parquet`, rows in order of appending.
+
+    One writer at a time. `append` returns after the rows are on disk. Opening it checks every part once.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        self.folder = folder
+        self.schema = schema
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".*.part"):
+            leftover.unlink(missing_ok=True)
+        self.damaged = [part.name for part in self._parts() if not self._intact(part)]
+        self.rows = max((self._first(part) + pq.read_metadata(part).num_rows for part in self._parts()), default=0)
+        lost = [self._first(path) + 1 for path in folder.glob("*.damaged")]
+        self.rows = max([self.rows, *lost])
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the rows as one new part; an empty sequence writes nothing."""
+        if not rows:
+            return
+        table = pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema)
+        with write_atomically(self.folder / f"part-{self.rows:09d}.parquet") as temporary:
+            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        self.rows += len(rows)
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """All rows in order."""
+        parts = self._parts()
+        tables = [pq.read_table(part, columns=columns, schema=self.schema) for part in parts]
+        schema = self.schema if columns is None else pa.schema([self.schema.field(c) for c in columns])
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    @staticmethod
+    def _first(path: Path) -> int:
+        return int(path.name.split("-")[1].split(".")[0])
+
+    def _intact(self, part: Path) -> bool:
+        try:
+            table = pq.read_table(part, page_checksum_verification=True)
+            if not table.schema.equals(self.schema):
+                raise pa.ArrowInvalid(f"its columns are {table.schema.names}")
+        except (OSError, pa.ArrowException) as error:
+            log.warning("%s is damaged (%s); it is set aside as %s.damaged and the rest is kept",
+                        part, str(error).split("\n")[0], part.name)
+            os.replace(part, part.with_name(part.name + ".damaged"))
+            return False
+        return True
+
+
+class RunStore:
+    """One run folder. `create` for a new run, `open` for an existing one; `lock` while driving it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trials = PartFolder(path / "trials", TRIAL_SCHEMA)
+        self.latency = PartFolder(path / "latency", LATENCY_SCHEMA)
+        self._lock: Any = None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @classmethod
+    def create(cls, root: Path, name: str, config_text: str, environment: Mapping[str, Any]) -> RunStore:
+        path = run_path(root, name)
+        if path.exists():
+            raise StoreError(f"run '{name}' exists already in {root}; go on with 'paretoray resume {name}' or choose "
+                             "another --name")
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise StoreError(f"cannot create the run folder {path} ({error}); choose another --runs folder") from error
+        write_text(path / "config.yaml", config_text)
+        write_json(path / "environment.json", environment)
+        return cls(path)
+
+    @classmethod
+    def open(cls, root: Path, name: str) -> RunStore:
+        """By name under `root`, or by the path of the folder itself."""
+        direct = Path(name)
+        path = direct if (direct / "config.yaml").exists() else run_path(root, name)
+        if not (path / "config.yaml").exists():
+            known = sorted(p.parent.name for p in root.glob("*/config.yaml"))
+            raise StoreError(f"there is no run '{name}' in {root}; known runs: {', '.join(known) or 'none'}")
+        return cls(path.resolve())
+
+    def lock(self) -> None:
+        """Claims the run for this process; released by the system when the process ends, however it ends."""
+        handle = (self.path / "lock").open("w")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.close()
+            raise StoreError(f"run '{self.name}' is being driven by another process; wait for it or stop it") from error
+        self._lock = handle
+
+    def append_trials(self, trials: Sequence[Trial]) -> None:
+        self.trials.append([asdict(trial) for trial in trials])
+
+    def read_trials(self) -> list[Trial]:
+        rows: list[dict[str, Any]] = self.trials.read([f.name for f in fields(Trial)]).to_pylist()
+        return [Trial(**row | {"tokens": tuple(row["tokens"])}) for row in rows]
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Appends one line to events.jsonl: what happened when, for the report. Losing the last one is harmless."""
+        line = json.dumps({"time": time.time(), "kind": kind, **facts}, default=str)
+        try:
+            with (self.path / "events.jsonl").open("a") as handle:
+                handle.write(line + "\n")
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path / 'events.jsonl'} ({error}); free some space and resume the "
+                             "run, everything recorded so far is kept") from error
+
+    def state(self) -> dict[str, Any]:
+        path = self.path / "state.json"
+        return read_json(path) if path.exists() else {}
+
+    def update_state(self, **facts: Any) -> None:
+        write_json(self.path / "state.json", self.state() | facts)
+
+
+def run_path(root: Path, name: str) -> Path:
+    """The folder of a run; the name must be a plain folder name (no separators, no '..')."""
+    if not RUN_NAME.fullmatch(name) or ".." in name:
+        raise StoreError(f"'{name}' is not a usable run name; use letters, digits, '-', '_' and single '.', starting "
+                         "with a letter or digit")
+    return root / name

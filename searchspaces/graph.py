@@ -1,0 +1,189 @@
+"""One description of a network, read by everybody: cost, ONNX, torch, drawings, latency features.
+
+A search space turns a token row into a `Graph`; nothing else in the project knows how a space is laid out.
+`network.py` runs a graph in torch, `onnxgraph.py` writes it as ONNX, `Graph.madds` and `Graph.params` count it
+(conventions of multiply-adds: convolutions and linear layers only; parameters: every trainable tensor).
+
+Shapes are per image: (C, H, W) for maps, (C,) after `flatten`. Tensor names of a node `n` are `n.weight`, `n.bias`,
+`n.running_mean`, `n.running_var`: the same in the torch state dict and in the ONNX initialisers.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+Op = Literal[
+    "input", "conv", "batch_norm", "linear", "relu", "relu6", "h_swish", "sigmoid", "h_sigmoid",
+    "add", "mul", "concat", "avg_pool", "max_pool", "global_pool", "flatten", "zeros",
+]
+ACTIVATIONS: tuple[Op, ...] = ("relu", "relu6", "h_swish", "sigmoid", "h_sigmoid")
+INPUT = "input"
+
+
+def conv_out(size: int, kernel: int, stride: int, dilation: int = 1) -> int:
+    """Output size of a convolution or pooling with "same" padding `dilation * (kernel // 2)`."""
+    padding = dilation * (kernel // 2)
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Nearest multiple of `divisor`, never below 90 % of `value` (specification 1.2, after OFA)."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator. `attributes` by op: conv {kernel, stride, groups, dilation, bias}, linear {bias},
+    batch_norm {eps, affine}, avg_pool/max_pool {kernel, stride, padding}, zeros {} (a map of zeros of `shape`)."""
+
+    name: str
+    op: Op
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    attributes: Mapping[str, int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A named group of consecutive nodes, for drawings, latency features and the knowledge pool.
+
+    `stage` counts from 0 over the searched stages, -1 for stem and head. `settings` are the choices that made the
+    block, with the names a reader knows (kernel, expand, op ...). `key` is the block key of the knowledge pool, the
+    concatenated one-hots of its tokens; empty for fixed blocks.
+    """
+
+    name: str
+    stage: int
+    label: str
+    settings: Mapping[str, int | float | str | bool]
+    nodes: tuple[str, ...]
+    madds: int
+    params: int
+    out_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A whole network: `nodes` in execution order, the first of them the input, the last of them the logits."""
+
+    nodes: tuple[Node, ...]
+    blocks: tuple[Block, ...]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.nodes[0].shape
+
+    @property
+    def madds(self) -> int:
+        return sum(block.madds for block in self.blocks)
+
+    @property
+    def params(self) -> int:
+        return sum(block.params for block in self.blocks)
+
+
+def tensor_shapes(node: Node, input_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a node's tensors, running statistics included, keyed by suffix ("weight", ...)."""
+    a = node.attributes
+    if node.op == "conv":
+        shapes = {"weight": (node.shape[0], input_shape[0] // int(a["groups"]), int(a["kernel"]), int(a["kernel"]))}
+        return shapes | ({"bias": (node.shape[0],)} if a["bias"] else {})
+    if node.op == "linear":
+        return {"weight": (node.shape[0], input_shape[0])} | ({"bias": (node.shape[0],)} if a["bias"] else {})
+    if node.op == "batch_norm":
+        names = (("weight", "bias") if a["affine"] else ()) + ("running_mean", "running_var")
+        return dict.fromkeys(names, (node.shape[0],))
+    return {}
+
+
+def node_madds(node: Node, input_shape: tuple[int, ...]) -> int:
+    """Multiply-adds of one node: C_in C_out k^2 H_out W_out / groups, or in * out; 0 for everything else."""
+    if node.op in ("conv", "linear"):
+        return prod(tensor_shapes(node, input_shape)["weight"]) * prod(node.shape[1:])
+    return 0
+
+
+def node_params(node: Node, input_shape: tuple[int, ...]) -> int:
+    """Trainable numbers of one node; running statistics do not count."""
+    shapes = tensor_shapes(node, input_shape)
+    return sum(prod(shape) for name, shape in shapes.items() if not name.startswith("running"))
+
+
+class GraphBuilder:
+    """Writes a graph node by node; every method takes node names and returns the new node's name.
+
+    Names are `prefix.role`, so that a supernet can copy its slices into the graph's tensors by name.
+    Open a block with `begin_block` before its first node; the stem and the head are blocks too.
+    """
+
+    def __init__(self, channels: int, resolution: int) -> None:
+        self._nodes: dict[str, Node] = {INPUT: Node(INPUT, "input", (), (channels, resolution, resolution))}
+        self._blocks: list[tuple[str, int, str, Mapping[str, int | float | str | bool], int]] = []
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._nodes[name].shape
+
+    def begin_block(self, name: str, stage: int, label: str, **settings: int | float | str | bool) -> None:
+        self._blocks.append((name, stage, label, settings, len(self._nodes)))
+
+    def conv(self, x: str, name: str, out: int, kernel: int, stride: int = 1, *, groups: int = 1, dilation: int = 1,
+             bias: bool = False) -> str:
+        height, width = (conv_out(size, kernel, stride, dilation) for size in self.shape(x)[1:])
+        attributes = {"kernel": kernel, "stride": stride, "groups": groups, "dilation": dilation, "bias": bias}
+        return self._add(Node(name, "conv", (x,), (out, height, width), attributes))
+
+    def batch_norm(self, x: str, name: str, *, eps: float = 1e-5, affine: bool = True) -> str:
+        return self._add(Node(name, "batch_norm", (x,), self.shape(x), {"eps": eps, "affine": affine}))
+
+    def activation(self, x: str, name: str, kind: Op) -> str:
+        assert kind in ACTIVATIONS, kind
+        return self._add(Node(name, kind, (x,), self.shape(x)))
+
+    def linear(self, x: str, name: str, out: int, *, bias: bool = True) -> str:
+        return self._add(Node(name, "linear", (x,), (out,), {"bias": bias}))
+
+    def add(self, xs: tuple[str, ...], name: str) -> str:
+        return self._add(Node(name, "add", xs, self.shape(xs[0])))
+
+    def mul(self, x: str, gate: str, name: str) -> str:
+        return self._add(Node(name, "mul", (x, gate), self.shape(x)))
+
+    def concat(self, xs: tuple[str, ...], name: str) -> str:
+        return self._add(Node(name, "concat", xs, (sum(self.shape(x)[0] for x in xs), *self.shape(xs[0])[1:])))
+
+    def pool(self, x: str, name: str, kind: Literal["avg_pool", "max_pool"], kernel: int, stride: int = 1,
+             padding: int | None = None) -> str:
+        padding = kernel // 2 if padding is None else padding
+        height, width = ((size + 2 * padding - kernel) // stride + 1 for size in self.shape(x)[1:])
+        attributes = {"kernel": kernel, "stride": stride, "padding": padding}
+        return self._add(Node(name, kind, (x,), (self.shape(x)[0], height, width), attributes))
+
+    def global_pool(self, x: str, name: str) -> str:
+        return self._add(Node(name, "global_pool", (x,), (self.shape(x)[0], 1, 1)))
+
+    def flatten(self, x: str, name: str) -> str:
+        return self._add(Node(name, "flatten", (x,), (prod(self.shape(x)),)))
+
+    def zeros(self, x: str, name: str, shape: tuple[int, ...]) -> str:
+        return self._add(Node(name, "zeros", (x,), shape))
+
+    def build(self) -> Graph:
+        nodes = tuple(self._nodes.values())
+        bounds = [block[4] for block in self._blocks] + [len(nodes)]
+        assert bounds[0] == 1, "open a block before the first node"
+        blocks = []
+        for (name, stage, label, settings, start), end in zip(self._blocks, bounds[1:], strict=True):
+            members = nodes[start:end]
+            madds = sum(node_madds(node, self.shape(node.inputs[0])) for node in members)
+            params = sum(node_params(node, self.shape(node.inputs[0])) for node in members)
+            blocks.append(Block(name, stage, label, settings, tuple(n.name for n in members), madds, params,
+                                members[-1].shape if members else self.shape(INPUT)))
+        return Graph(nodes, tuple(blocks))
+
+    def _add(self, node: Node) -> str:
+        assert node.name not in self._nodes, f"two nodes are named {node.name}"
+        self._nodes[node.name] = node
+        return node.name

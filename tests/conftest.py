@@ -1,0 +1,29 @@
+"""Shared fixtures: one Ray for the whole session, shared data where it is present."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, resources={"latency_cpu": 1})
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with cifar10/ and nasbench201.parquet; tests that use it skip where it is absent."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    path = Path(os.environ.get("PARETORAY_SHARED", default))
+    if not path.exists():
+        pytest.skip(f"shared data not found at {path}; set PARETORAY_SHARED to its folder")
+    return path

@@ -1,0 +1,227 @@
+"""The generator and the whole controller, on a toy space whose optima are enumerated."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from orchestrator.conformance import check_controller
+from orchestrator.controllers.catalogue import check_controller_options, make_controller
+from orchestrator.controllers.controller import Observation, Task
+from orchestrator.controllers.pnag.controller import Pnag
+from orchestrator.controllers.pnag.generator import Generator
+from searchspaces.errors import ConfigError
+from tests.orchestrator.controllers.toy import ToyLatency, ToySpace, toy_accuracy, toy_trials
+
+SPACE = ToySpace()
+BUDGETS = (3.0, 5.0, 8.0, 11.0)
+SMALL: dict[str, Any] = {"generator": {"updates": 250, "round_updates": 20},
+                         "evaluator": {"hidden": 64, "epochs": 15, "pseudo_triplets": 200},
+                         "posterior": {"trees": 30}, "collection": {"candidates": 300}}
+
+
+def task(budgets: tuple[float, ...] = BUDGETS) -> Task:
+    return Task(budgets, 60, 0, ToyLatency(SPACE))
+
+
+def pnag(budgets: tuple[float, ...] = BUDGETS, training_budgets: int = 4, **changes: Any) -> Pnag:
+    options = SMALL | {"budgets": training_budgets} | changes
+    controller = make_controller("pnag", SPACE, task(budgets=budgets), options)
+    assert isinstance(controller, Pnag)
+    return controller
+
+
+def searched(controller: Pnag, evaluations: int) -> list[Observation]:
+    log: list[Observation] = []
+    while len(log) < evaluations:
+        proposals = controller.propose(min(5, evaluations - len(log)))
+        assert proposals
+        trials = toy_trials(SPACE, np.stack([p.tokens for p in proposals]))
+        controller.observe(trials)
+        log += trials
+    return log
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Pnag, list[Observation]]:
+    controller = pnag()
+    log = searched(controller, 60)
+    controller.learn()
+    return controller, log
+
+
+def optimum(budget_ms: float) -> float:
+    rows = SPACE.everything()
+    return float(toy_accuracy(SPACE, rows)[ToyLatency(SPACE).predict(rows) <= budget_ms].max())
+
+
+def test_finds_near_optima_for_seen_and_unseen_budgets(trained: tuple[Pnag, list[Observation]]) -> None:
+    gaps = []
+    for budget_ms in (*BUDGETS, 4.2, 6.6, 9.7):
+        answer = trained[0].generate([budget_ms])[0][0]
+        assert answer.feasible and not answer.clamped
+        assert ToyLatency(SPACE).predict(answer.tokens[None])[0] <= budget_ms
+        gaps.append(optimum(budget_ms) - toy_accuracy(SPACE, answer.tokens[None])[0])
+    assert max(gaps) < 0.04 and np.mean(gaps) < 0.015  # accuracies range from 0.456 to 0.928
+
+
+def test_generator_itself_obeys_unseen_budgets(trained: tuple[Pnag, list[Observation]]) -> None:
+    """Most samples of pi(.|B) are feasible, and larger budgets give larger networks."""
+    means = []
+    for budget_ms in (4.2, 6.6, 9.7):
+        latency = ToyLatency(SPACE).predict(trained[0].samples(budget_ms, 200))
+        assert np.mean(latency <= budget_ms) > 0.7
+        means.append(latency.mean())
+    assert means[0] < means[1] < means[2]
+
+
+def test_single_training_budget_is_the_midpoint_and_answers_it() -> None:
+    controller = pnag(budgets=(4.0, 10.0), training_budgets=1)
+    controller.observe(toy_trials(SPACE, SPACE.sample_uniform(np.random.default_rng(0), 80)))
+    controller.learn()
+    assert controller.learner_for(5.0).budgets.values_ms == (7.0,)
+    assert np.mean(ToyLatency(SPACE).predict(controller.samples(7.0, 100)) <= 7.0) > 0.7
+
+
+def test_independent_learners_have_one_budget_each() -> None:
+    controller = pnag(joint=False, generator={"updates": 5})
+    controller.observe(toy_trials(SPACE, SPACE.sample_uniform(np.random.default_rng(0), 40)))
+    controller.learn()
+    assert [controller.learner_for(b).budgets.values_ms for b in (2.0, 5.4, 11.0)] == [(3.0,), (5.0,), (11.0,)]
+
+
+def test_rule_without_accuracy_constraint_collapses_to_the_cheapest() -> None:
+    controller = pnag(reward="cost_only")
+    controller.observe(toy_trials(SPACE, SPACE.sample_uniform(np.random.default_rng(0), 80)))
+    assert ToyLatency(SPACE).predict(controller.samples(11.0, 50)).mean() < 3.0
+
+
+def test_infeasible_and_clamped_budgets_say_so(trained: tuple[Pnag, list[Observation]]) -> None:
+    too_small, too_large = trained[0].generate([0.1, 100.0])
+    assert not too_small[0].feasible and too_small[0].clamped and too_small[0].latency_ms > 0.1
+    assert too_large[0].feasible and too_large[0].clamped
+
+
+def test_nothing_over_the_largest_budget_is_proposed() -> None:
+    controller = pnag(budgets=(3.0, 5.0), collection={"candidates": 300, "warmup": 10, "batch": 5})
+    latencies = [trial.latency_ms for trial in searched(controller, 25)]
+    assert max(latencies) <= 5.0
+
+
+def test_state_survives_safetensors(trained: tuple[Pnag, list[Observation]]) -> None:
+    controller, _ = trained
+    state = controller.state_dict()
+    arrays = {k: torch.as_tensor(v).contiguous() for k, v in state.items() if not isinstance(v, int | float | str)}
+    restored = pnag()
+    restored.load_state_dict(load(save(arrays)) | {k: v for k, v in state.items() if k not in arrays})
+    for first, second in zip(controller.generate([4.2, 7.0], 4), restored.generate([4.2, 7.0], 4), strict=True):
+        assert [(a.tokens.tolist(), a.score, a.observed) for a in first] == [
+            (b.tokens.tolist(), b.score, b.observed) for b in second]
+
+
+def test_replay_gives_the_same_next_proposals(trained: tuple[Pnag, list[Observation]]) -> None:
+    log = trained[1]
+    for length in (0, 7, 20, 33, 60):
+        original, replayed = pnag(), pnag()
+        for start in range(0, length, 5):
+            original.observe(log[start:min(start + 5, length)])
+        replayed.observe(log[:length])
+        assert [p.tokens.tolist() for p in original.propose(6)] == [p.tokens.tolist() for p in replayed.propose(6)]
+
+
+def test_failed_trials_are_never_proposed_again() -> None:
+    controller = pnag()
+    first = controller.propose(8)
+    controller.observe([Observation(p.tokens, math.nan, math.nan, "failed") for p in first])
+    later = controller.propose(40)
+    assert not {p.tokens.tobytes() for p in first} & {p.tokens.tobytes() for p in later}
+    assert controller.generate([5.0])[0][0].tokens.shape == (7,)  # nothing succeeded, still an answer
+
+
+def test_pending_proposals_keep_other_workers_busy() -> None:
+    """While proposals are pending the queue goes on past its round; with none pending it waits for what is observed."""
+    controller = pnag()
+    warmup = controller.settings.collection.warmup
+    assert len(controller.propose(warmup + 5)) == warmup
+    assert 0 < len(controller.propose(5)) <= 5
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_dead_tokens_have_no_gradient(mask: bool) -> None:
+    """With depth 1 forced, only the depth head and the first layer's tokens may matter."""
+    torch.manual_seed(0)
+    generator = Generator(SPACE, 2, mask_dead_tokens=mask)
+    with torch.no_grad():
+        generator.heads[0].bias.copy_(torch.tensor([50.0, 0.0, 0.0]))  # depth 1 always
+    inputs: list[torch.Tensor] = []
+    hook = generator.heads[1].register_forward_hook(lambda _m, _i, out: (out.retain_grad(), inputs.append(out))[1])
+    draw = generator.draw(torch.eye(2).repeat(4, 1), torch.Generator().manual_seed(0))
+    hook.remove()
+    (draw.log_prob_N + draw.entropy_N).sum().backward()
+    gradients = [float(out.grad.abs().sum()) if out.grad is not None else 0.0 for out in inputs]
+    assert gradients[0] > 0  # the live width
+    assert (max(gradients[1:]) == 0) == mask
+    assert (draw.tokens_NT[:, 3:] == 0).all()
+
+
+def test_log_probability_is_that_of_the_sampled_distribution() -> None:
+    """Frequencies of 20,000 draws match exp(log_prob)."""
+    torch.manual_seed(3)
+    generator = Generator(SPACE, 1)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.mul_(8)
+        draw = generator.draw(torch.ones(20_000, 1), torch.Generator().manual_seed(0))
+    rows, first, counts = np.unique(draw.tokens_NT, axis=0, return_index=True, return_counts=True)
+    top = np.argsort(-counts)[:5]
+    expected = draw.log_prob_N.numpy()[first[top]]
+    assert len(rows) > 50 and np.allclose(counts[top] / 20_000, np.exp(expected), atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["pnag", "random"])
+def test_conformance(name: str) -> None:
+    options = {"generator": {"updates": 20, "round_updates": 3}, "evaluator": {"epochs": 2, "hidden": 32},
+               "posterior": {"trees": 10}, "collection": {"candidates": 200}} if name == "pnag" else {}
+    assert check_controller(name, options) == []
+
+
+def test_conformance_finds_a_controller_that_depends_on_its_own_past() -> None:
+    problems = check_controller("tests.orchestrator.controllers.test_pnag:Forgetful")
+    assert any("observed already" in problem for problem in problems)
+
+
+class Forgetful(Pnag):
+    """Proposes what it knows: broken on purpose."""
+
+    def propose(self, n: int) -> list[Any]:
+        from orchestrator.controllers.controller import Proposal
+        return [Proposal(np.zeros(len(self.space.choices), dtype=np.int8))]
+
+    def learn(self) -> None:
+        self._learnt_from = len(self._trials)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"budgetz": 3}, "did you mean 'budgets'"), ({"generator": {"update": 3}}, "did you mean 'updates'"),
+    ({"budgets": 0}, "greater than or equal to 1"), ({"reward": "best"}, "'best'")])
+def test_bad_options_are_one_sentence(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        check_controller_options("pnag", options)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_controller_names_the_closest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'pnag'"):
+        check_controller_options("pnagg", {})
+
+
+def test_random_search_is_answered_by_its_best_trial() -> None:
+    controller = make_controller("random", SPACE, task(), {})
+    trials = toy_trials(SPACE, np.stack([p.tokens for p in controller.propose(40)]))
+    controller.observe(trials)
+    best = max((t for t in trials if t.latency_ms <= 5.0), key=lambda t: t.accuracy)
+    assert controller.generate([5.0])[0][0].accuracy == best.accuracy

@@ -1,0 +1,139 @@
+"""The commands around a search, as a user types them."""
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.store import RunStore
+from tests.orchestrator.test_search import PATIENCE_S, ROOT, TINY, check_finished_run, command, finish, start
+
+
+def paretoray(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run of the real controller, to the end."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.yaml").write_text(TINY.replace("controller: random", "controller: pnag"))
+    process = start("search", str(folder / "tiny.yaml"), "--name", "tiny", "--runs", str(folder / "runs"))
+    output = finish(process)
+    assert process.returncode == 0, output
+    return folder / "runs" / "tiny"
+
+
+def test_finished_run(finished: Path) -> None:
+    assert check_finished_run(finished) == 2
+
+
+def test_generate_answers_a_new_budget(finished: Path) -> None:
+    known = [entry["budget_ms"] for entry in json.loads((finished / "generated.json").read_text())]
+    budget = sum(known[:2]) / 2
+    done = paretoray("generate", "tiny", "--budget", f"{1000 * budget}us", "--runs", str(finished.parent))
+    assert done.returncode == 0, done.stdout + done.stderr
+    entries = {entry["budget_ms"]: entry for entry in json.loads((finished / "generated.json").read_text())}
+    assert set(known) < set(entries)
+    new = next(entry for key, entry in entries.items() if key not in known)
+    assert new["feasible"]
+    assert new["latency_ms"] <= new["budget_ms"] == pytest.approx(budget)
+    sidecar = json.loads((finished / new["onnx"]).with_suffix(".json").read_text())
+    assert sidecar["parity_max_difference"] < 1e-3
+    assert sidecar["reference_ms"] == RunStore(finished).state()["reference_ms"]
+
+
+def test_generate_refuses_what_nobody_meets(finished: Path) -> None:
+    before = (finished / "generated.json").read_text()
+    done = paretoray("generate", "tiny", "--budget", "1us", "--runs", str(finished.parent))
+    assert done.returncode == 2
+    assert "reachable range" in done.stderr
+    assert (finished / "generated.json").read_text() == before
+    done = paretoray("generate", "tiny", "--budget", "fast", "--runs", str(finished.parent))
+    assert done.returncode == 2
+    assert "'fast' is not a latency budget" in done.stderr
+
+
+def test_generate_needs_a_finished_run_and_whole_checkpoints(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "tiny")
+    store = RunStore(tmp_path / "tiny")
+    (tmp_path / "tiny" / "checkpoints" / "controller.safetensors").write_bytes(b"damaged")
+    done = paretoray("generate", "tiny", "--budget", "1ms", "--runs", str(tmp_path))
+    assert done.returncode == 2
+    assert "damaged" in done.stderr
+    store.update_state(stage="search")
+    done = paretoray("generate", "tiny", "--budget", "1ms", "--runs", str(tmp_path))
+    assert done.returncode == 2
+    assert "paretoray resume tiny" in done.stderr
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
+    before = RunStore(finished).read_trials()
+    done = paretoray("resume", "tiny", "--runs", str(finished.parent))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert RunStore(finished).read_trials() == before
+
+
+def test_runs_and_report(finished: Path) -> None:
+    listing = paretoray("runs", "--runs", str(finished.parent))
+    assert "tiny" in listing.stdout
+    assert "done" in listing.stdout
+    (finished / "report.html").unlink()
+    assert paretoray("report", "tiny", "--runs", str(finished.parent)).returncode == 0
+    assert (finished / "report.html").exists()
+    missing = paretoray("report", "nobody", "--runs", str(finished.parent))
+    assert missing.returncode == 2
+    assert "known runs: tiny" in missing.stderr
+
+
+def test_measure_writes_and_continues_a_table(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    out = tmp_path / "table.parquet"
+    for count in (3, 5):
+        done = paretoray("measure", str(tmp_path / "tiny.yaml"), "--count", str(count), "--out", str(out))
+        assert done.returncode == 0, done.stdout + done.stderr
+    rows = pq.read_table(out).to_pylist()
+    assert len({row["arch_id"] for row in rows}) == len(rows) >= 5
+    assert all(row["latency_ms"] > 0 and row["candidate_rounds_ms"] for row in rows)
+
+
+def test_targets() -> None:
+    rows = json.loads(paretoray("targets", "--json").stdout)
+    assert rows[0]["target"] == "onnx_cpu"
+    assert rows[0]["health"] == "ok"
+
+
+def test_check_certifies_and_refuses(tmp_path: Path) -> None:
+    good = paretoray("check", "configs.own_space:PlainCnn")
+    assert good.returncode == 0, good.stdout + good.stderr
+    (tmp_path / "broken.py").write_text(
+        "from configs.own_space import PlainCnn\n"
+        "class Broken(PlainCnn):\n"
+        "    def cost(self, tokens_NT):\n"
+        "        madds, params = super().cost(tokens_NT)\n"
+        "        return madds + 1, params\n")
+    bad = subprocess.run(command("check", "broken:Broken"), cwd=tmp_path, capture_output=True, text=True,
+                         timeout=PATIENCE_S, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)})
+    assert bad.returncode == 2
+    assert "cost" in bad.stdout
+    assert "Traceback" not in bad.stderr
+    missing = paretoray("check", "nowhere:Nothing")
+    assert missing.returncode == 2
+    assert "cannot import module 'nowhere'" in missing.stderr
+
+
+def test_help_teaches() -> None:
+    text = paretoray("--help").stdout
+    for name in ("search", "resume", "generate", "measure", "targets", "report", "runs", "check"):
+        assert name in text
+
+
+def test_python_interface_does_not_import_ray_early() -> None:
+    code = ("import sys, orchestrator.cli; early = 'ray' in sys.modules; from orchestrator import Search, load_config; "
+            "print(early, Search.__name__, load_config.__name__)")
+    done = subprocess.run([command()[0], "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.stdout.split() == ["False", "Search", "load_config"], done.stderr

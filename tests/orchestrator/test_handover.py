@@ -1,0 +1,149 @@
+"""A budget is hard: what is handed over meets it by the measurement of the exported file, or nothing is."""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from actors.data import Images, Preprocessing, Splits
+from actors.targets.target import LatencySample
+from configs.own_space import PlainCnn
+from orchestrator.config import DeliverySettings
+from orchestrator.controllers.controller import Answer
+from orchestrator.handover import Candidate, HandOver, check_parity, file_accuracy, ranked_under
+from searchspaces.errors import EvaluationError
+from searchspaces.network import GraphNetwork
+from searchspaces.onnxgraph import to_onnx
+from searchspaces.space import Tokens
+
+SPACE = PlainCnn(classes=3, channels=1, resolution=8)
+RNG = np.random.default_rng(0)
+IMAGES = Images(RNG.integers(0, 255, (12, 8, 8, 1)).astype(np.uint8), np.arange(12) % 3)
+SPLITS = Splits(IMAGES, IMAGES, IMAGES, ("a", "b", "c"), "noise")
+ROWS = SPACE.sample_uniform(np.random.default_rng(1), 4)
+
+
+class Bench:
+    """A workbench with latencies and accuracies as told: `before` when measured as a graph, `after` as a file."""
+
+    def __init__(self, before: Mapping[str, float], after: Mapping[str, float], diverged: str = "") -> None:
+        self.before, self.after, self.diverged = before, after, diverged
+        self.trained: list[str] = []
+
+    def latencies_ms(self, tokens_NT: Tokens) -> list[float | None]:
+        return [self.before.get(SPACE.arch_id(row)) for row in tokens_NT]
+
+    def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
+        return [0.5 for _ in tokens_NT]
+
+    def trained_weights(self, tokens_T: Tokens, epochs: int, learning_rate: float) -> dict[str, NDArray[np.float32]]:
+        arch_id = SPACE.arch_id(tokens_T)
+        if arch_id == self.diverged:
+            raise EvaluationError("fine-tuning diverged")
+        self.trained.append(arch_id)
+        torch.manual_seed(0)
+        return {name: tensor.numpy() for name, tensor in GraphNetwork(SPACE.graph(tokens_T)).state_dict().items()}
+
+    def time_file(self, model: bytes) -> LatencySample:
+        arch_id = {p.key: p.value for p in onnx.load_from_string(model).metadata_props}["arch_id"]
+        ms = self.after[arch_id]
+        return LatencySample("cpu-0", ms, 1.0, ms, 0.01, 6, 0.0, 0.0, ((ms,),), ((1.0,),), 0.0, 0.1)
+
+
+def handover(bench: Bench, folder: Path) -> HandOver:
+    settings = DeliverySettings(alternatives=3, fine_tune_epochs=1, margin=0.02)
+    return HandOver(SPACE, SPLITS, Preprocessing.fit(IMAGES, 8), bench, settings, folder,
+                    {"run": "r", "weights_version": 2})
+
+
+def candidates(latencies: list[float], accuracies: list[float]) -> list[Candidate]:
+    return [Candidate(row, SPACE.arch_id(row), accuracy, ms, ms)
+            for row, ms, accuracy in zip(ROWS, latencies, accuracies)]
+
+
+def ids(values: list[float]) -> dict[str, float]:
+    return {SPACE.arch_id(row): value for row, value in zip(ROWS, values)}
+
+
+def test_ranking_prefers_accuracy_within_the_margin() -> None:
+    found = candidates([0.90, 0.99, 0.97, 1.01], [0.7, 0.9, 0.8, 0.95])
+    assert [c.accuracy for c in ranked_under(1.0, found, margin=0.02)] == [0.8, 0.7, 0.9]
+
+
+def test_model_is_complete_and_documented(tmp_path: Path) -> None:
+    bench = Bench(ids([1, 2, 3, 4]), ids([1, 2, 3, 4]))
+    entry = next(iter(handover(bench, tmp_path).deliver([2.5], candidates([1, 2, 3, 4], [0.6, 0.7, 0.8, 0.9]))))
+    assert (entry.feasible, entry.latency_ms, entry.arch_id) == (True, 2, SPACE.arch_id(ROWS[1]))
+    sidecar: dict[str, Any] = json.loads((tmp_path / entry.onnx).with_suffix(".json").read_text())
+    assert sidecar["tokens"] == ROWS[1].tolist()
+    assert sidecar["weights_version"] == 2
+    assert sidecar["latency"]["candidate_ms"] == [[2]]
+    assert sidecar["input"]["preprocessing"]["resolution"] == 8
+    assert sidecar["output"]["classes"] == ["a", "b", "c"]
+    assert sidecar["parity_max_difference"] < 1e-4
+    model = (tmp_path / entry.onnx).read_bytes()
+    assert entry.test_accuracy == file_accuracy(model, SPLITS.test, Preprocessing.fit(IMAGES, 8))
+    onnx.checker.check_model(onnx.load_from_string(model))
+
+
+def test_slower_after_export_means_the_next_candidate(tmp_path: Path) -> None:
+    bench = Bench({}, ids([0.8, 1.05, 3, 4]))
+    entry = next(iter(handover(bench, tmp_path).deliver([1.0], candidates([0.8, 0.9, 3, 4], [0.6, 0.7, 0.8, 0.9]))))
+    assert bench.trained == [SPACE.arch_id(ROWS[1]), SPACE.arch_id(ROWS[0])]
+    assert (entry.feasible, entry.latency_ms) == (True, 0.8)
+
+
+def test_nothing_is_handed_over_above_the_budget(tmp_path: Path) -> None:
+    bench = Bench({}, ids([1.1, 1.2, 3, 4]))
+    entry = next(iter(handover(bench, tmp_path).deliver([1.0], candidates([0.9, 0.95, 3, 4], [0.6, 0.7, 0.8, 0.9]))))
+    assert not entry.feasible
+    assert entry.onnx == ""
+    assert "no measured candidate meets 1 ms; candidates reach 0.9 to 4 ms" in entry.reason
+
+
+def test_diverged_training_costs_one_candidate(tmp_path: Path) -> None:
+    bench = Bench({}, ids([1, 2, 3, 4]), diverged=SPACE.arch_id(ROWS[3]))
+    entry = next(iter(handover(bench, tmp_path).deliver([5.0], candidates([1, 2, 3, 4], [0.6, 0.7, 0.8, 0.9]))))
+    assert entry.arch_id == SPACE.arch_id(ROWS[2])
+
+
+def test_larger_budgets_never_get_worse_models_and_models_are_made_once(tmp_path: Path) -> None:
+    bench = Bench({}, ids([1, 2, 3, 4]))
+    found = candidates([1, 2, 3, 4], [0.6, 0.7, 0.8, 0.9])
+    made = list(handover(bench, tmp_path).deliver([4.5, 1.5, 2.5], found))
+    assert [entry.budget_ms for entry in made] == [1.5, 2.5, 4.5]
+    validation = [entry.accuracy for entry in made]
+    assert validation == sorted(validation, key=lambda value: value or 0.0)
+    again = list(handover(bench, tmp_path).deliver([1.5, 2.5, 4.5], found))
+    assert again == made
+    assert len(bench.trained) == len(set(bench.trained)) == 3
+
+
+def test_candidates_use_what_is_known_and_evaluate_the_rest(tmp_path: Path) -> None:
+    bench = Bench(ids([1, 2, 3, 4]), {})
+    del bench.before[SPACE.arch_id(ROWS[2])]  # type: ignore[attr-defined]
+    answers = [[Answer(1.0, ROWS[0], 1.0, 0.9, 0.9, observed=True, feasible=True)],
+               [Answer(2.0, ROWS[1], 1.9, 0.8, 0.8, observed=False, feasible=True),
+                Answer(3.0, ROWS[2], 1.9, 0.8, 0.8, observed=False, feasible=True)]]
+    found = {c.arch_id: c for c in handover(bench, tmp_path).candidates(answers, ROWS[3:])}
+    assert {a: c.accuracy for a, c in found.items()} == {SPACE.arch_id(ROWS[0]): 0.9, SPACE.arch_id(ROWS[1]): 0.5,
+                                                        SPACE.arch_id(ROWS[3]): 0.5}
+    assert found[SPACE.arch_id(ROWS[1])].latency_ms == 2
+    assert found[SPACE.arch_id(ROWS[1])].predicted_ms == 1.9
+
+
+def test_parity_catches_another_network() -> None:
+    network = GraphNetwork(SPACE.graph(ROWS[0])).eval()
+    weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    images = Preprocessing.fit(IMAGES, 8).numpy(IMAGES.images)
+    assert check_parity(network, to_onnx(SPACE.graph(ROWS[0]), weights).SerializeToString(), images) < 1e-5
+    weights["head.linear.bias"] = weights["head.linear.bias"] + 0.1
+    with pytest.raises(EvaluationError, match="differs from torch by 0.1"):
+        check_parity(network, to_onnx(SPACE.graph(ROWS[0]), weights).SerializeToString(), images)
