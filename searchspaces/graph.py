@@ -51,8 +51,9 @@ class Block:
     """A named group of consecutive nodes, for drawings, latency features and the knowledge pool.
 
     `stage` counts from 0 over the searched stages, -1 for stem and head. `settings` are the choices that made the
-    block, with the names a reader knows (kernel, expand, op ...). `key` is the block key of the knowledge pool, the
-    concatenated one-hots of its tokens; empty for fixed blocks.
+    block, with the names a reader knows (kernel, expand, op ...). `key` is the block's key in a knowledge pool: the
+    canonical token indices that made it, one per token type in a fixed order, so that the cosine of two keys as
+    concatenated one-hots is their share of equal tokens (FNAS 4.3). Fixed blocks such as stem and head have ().
     """
 
     name: str
@@ -63,6 +64,7 @@ class Block:
     madds: int
     params: int
     out_shape: tuple[int, ...]
+    key: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,14 @@ class GraphBuilder:
 
     def __init__(self, channels: int, resolution: int) -> None:
         self._nodes: dict[str, Node] = {INPUT: Node(INPUT, "input", (), (channels, resolution, resolution))}
-        self._blocks: list[tuple[str, int, str, Mapping[str, int | float | str | bool], int]] = []
+        self._blocks: list[tuple[str, int, str, Mapping[str, int | float | str | bool], tuple[int, ...], int]] = []
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._nodes[name].shape
 
-    def begin_block(self, name: str, stage: int, label: str, **settings: int | float | str | bool) -> None:
-        self._blocks.append((name, stage, label, settings, len(self._nodes)))
+    def begin_block(self, name: str, stage: int, label: str, key: tuple[int, ...] = (),
+                    **settings: int | float | str | bool) -> None:
+        self._blocks.append((name, stage, label, settings, key, len(self._nodes)))
 
     def conv(self, x: str, name: str, out: int, kernel: int, stride: int = 1, *, groups: int = 1, dilation: int = 1,
              bias: bool = False) -> str:
@@ -172,15 +175,15 @@ class GraphBuilder:
 
     def build(self) -> Graph:
         nodes = tuple(self._nodes.values())
-        bounds = [block[4] for block in self._blocks] + [len(nodes)]
+        bounds = [block[-1] for block in self._blocks] + [len(nodes)]
         assert bounds[0] == 1, "open a block before the first node"
         blocks = []
-        for (name, stage, label, settings, start), end in zip(self._blocks, bounds[1:], strict=True):
+        for (name, stage, label, settings, key, start), end in zip(self._blocks, bounds[1:], strict=True):
             members = nodes[start:end]
             madds = sum(node_madds(node, self.shape(node.inputs[0])) for node in members)
             params = sum(node_params(node, self.shape(node.inputs[0])) for node in members)
             blocks.append(Block(name, stage, label, settings, tuple(n.name for n in members), madds, params,
-                                members[-1].shape if members else self.shape(INPUT)))
+                                members[-1].shape if members else self.shape(INPUT), key))
         return Graph(nodes, tuple(blocks))
 
     def _add(self, node: Node) -> str:
