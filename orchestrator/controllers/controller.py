@@ -32,14 +32,31 @@ class LatencyModel(Protocol):
     def predict(self, tokens_NT: Tokens) -> NDArray[np.float64]: ...
 
 
+@dataclass(frozen=True, eq=False)
+class EarlierRun:
+    """What an earlier run of the same space learned: one row per successful trial, in the order of its log.
+
+    `same_task`: it searched on the same dataset, so its accuracies are on this run's scale; otherwise only their order
+    means something here. `latency_ms_N` is nan where the latency is unknown or of another target.
+    """
+
+    name: str
+    same_task: bool
+    tokens_NT: Tokens
+    accuracy_N: NDArray[np.float64]
+    latency_ms_N: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class Task:
-    """What the search is for. `latency` is None where latency is known only through trials (a table)."""
+    """What the search is for. `latency` is None where latency is known only through trials (a table). `earlier` are
+    the runs of `warm_start`, for controllers that can learn from them (`uses_earlier_runs`)."""
 
     budgets_ms: tuple[float, ...]
     evaluations: int
     seed: int
     latency: LatencyModel | None = None
+    earlier: tuple[EarlierRun, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,8 @@ class NoSettings(BaseModel):
 class Controller(ABC):
     """See the module docstring. `settings` is an instance of the model that `settings_model` names."""
 
+    uses_earlier_runs = False  # does it learn from `task.earlier`?
+
     def __init__(self, space: SearchSpace, settings: Any, task: Task) -> None:
         self.space = space
         self.settings = settings
@@ -118,6 +137,14 @@ class Controller(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict` so that `generate` answers as before without learning again."""
 
+    def reward(self, tokens_NT: Tokens, accuracy_N: NDArray[np.float64],
+               latency_ms_N: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """What the controller maximises, for these results (nan where an accuracy is nan); recorded with the trials.
+        None: it has no scalar reward."""
+        return None
+
     def metrics(self) -> dict[str, float]:
-        """Scalars worth a plot (losses, entropy, rank correlation), for TensorBoard and the report."""
+        """Scalars worth a plot (losses, entropy, rank correlation), for TensorBoard and the report. The report draws
+        `trained`, `trusted` (samples so far), `reward_mean` and `reward_best` against `iteration` where it finds them.
+        """
         return {}
