@@ -5,8 +5,6 @@ import inspect
 import typing
 
 from actors.conformance import check_target
-from searchspaces.conformance import check_space
-
 from actors.data import Splits
 from actors.targets.catalogue import make_target
 from actors.targets.target import LatencyTarget
@@ -14,6 +12,7 @@ from orchestrator.conformance import check_controller
 from orchestrator.controllers.controller import Controller
 from orchestrator.datasets import DataSettings, check_dataset, load_dataset
 from searchspaces.catalogue import make_space
+from searchspaces.conformance import check_space
 from searchspaces.errors import ConfigError
 from searchspaces.plugins import load_object
 from searchspaces.space import SearchSpace

@@ -10,11 +10,12 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from orchestrator.accuracy import AnyAccuracy, SupernetAccuracy
 from orchestrator.datasets import DataSettings
 from searchspaces.errors import ConfigError
 
@@ -76,7 +77,8 @@ class LatencySettings(Section):
 
 
 class SupernetSettings(Section):
-    """Training of the shared network, in its own actor; `workers` > 1 trains data-parallel across the cluster."""
+    """Training of the shared network (accuracy: supernet), in its own actor; `workers` > 1 trains data-parallel across
+    the cluster."""
 
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(64, ge=2)
@@ -93,10 +95,11 @@ class SupernetSettings(Section):
 
 
 class SearchSettings(Section):
-    """How many architectures are evaluated with the supernet's weights, and by how many rollout workers."""
+    """How many architectures are evaluated, and by how many rollout workers."""
 
     evaluations: int = Field(300, ge=1)
-    rollouts: int | Literal["auto"] = Field("auto", description="rollout workers; auto: one per spare CPU")
+    rollouts: int | Literal["auto"] = Field("auto", description="rollout workers (trainers: accuracy.workers); auto: "
+                                                                "one per spare CPU")
     calibration_images: int = Field(512, ge=32, description="training images that re-estimate batch-norm statistics")
     validation_images: int | None = Field(None, ge=10, description="validation images per evaluation; none: all")
     time_out_s: float = Field(600.0, gt=0, description="longest wait for one call to a rollout worker")
@@ -106,8 +109,10 @@ class DeliverySettings(Section):
     """What happens to a chosen architecture before it is handed over."""
 
     alternatives: int = Field(6, ge=1, le=100, description="candidates measured per budget before one is chosen")
-    fine_tune_epochs: int = Field(10, ge=0)
+    fine_tune_epochs: int = Field(10, ge=0, description="from the supernet's weights (accuracy: supernet)")
     fine_tune_learning_rate: float = Field(0.05, gt=0)
+    retrain_epochs: int = Field(60, ge=1, description="from scratch, of all alternatives (other accuracy sources)")
+    retrain_time_out_s: float = Field(86400.0, gt=0, description="longest wait for one retraining")
     margin: float = Field(0.02, ge=0, lt=0.5, description="share of the budget kept free for measurement noise")
 
 
@@ -128,6 +133,7 @@ class Config(Section):
     target: AnyPlugin = Plugin(name="onnx_cpu")
     budgets: Annotated[BudgetSettings, BeforeValidator(_listed)] = BudgetSettings()
     latency: LatencySettings = LatencySettings()
+    accuracy: AnyAccuracy = SupernetAccuracy()
     supernet: SupernetSettings = SupernetSettings()
     controller: AnyPlugin = Plugin(name="pnag")
     search: SearchSettings = SearchSettings()
@@ -179,18 +185,26 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 def _sentence(detail: Any) -> str:
     """One pydantic error as a sentence, with the closest known key for an unknown one."""
-    where = ".".join(str(part) for part in detail["loc"])
+    location = tuple(part for i, part in enumerate(detail["loc"]) if (i, detail["loc"][0]) != (1, "accuracy"))
+    where = ".".join(str(part) for part in location)  # `accuracy` is followed by the source that was recognised
+    if detail["type"] == "missing":
+        field = _model(detail["loc"][:-1]).model_fields[detail["loc"][-1]]
+        return f"'{where}' is missing; give the {field.description}"
+    if detail["type"] == "union_tag_invalid":
+        return f"'{where}' = {detail['ctx']['tag']!r} is not a source; choose one of {detail['ctx']['expected_tags']}"
     if detail["type"] != "extra_forbidden":
         return f"'{where}' = {detail['input']!r} is not allowed: {detail['msg'].removeprefix('Value error, ')}"
-    known = _known_keys(detail["loc"][:-1])
+    known = list(getattr(_model(detail["loc"][:-1]), "model_fields", {}))
     close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"known keys here: {', '.join(known)}"
     return f"unknown key '{where}'; {hint}"
 
 
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
+def _model(location: tuple[Any, ...]) -> Any:
+    """The pydantic model at a location; a part that is no field chooses a member of a union by its source."""
     model: Any = Config
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else None
-    return list(getattr(model, "model_fields", {}))
+        members = [m for m in get_args(model) if m.model_fields["source"].default == part]
+        model = field.annotation if field else members[0] if members else None
+    return model

@@ -1,17 +1,19 @@
 """Having architectures measured and evaluated, and recording the outcome: the only writers of trials and latency."""
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actors.evaluator import Evaluation
 from actors.latencyresult import LatencyRequest, LatencyResult
 from orchestrator.context import POLL_S, RunContext
-from orchestrator.controllers.controller import Observation, Proposal
+from orchestrator.controllers.controller import Controller, Observation, Proposal
 from orchestrator.records import latency_row
 from orchestrator.store import Trial
 from searchspaces.errors import EvaluationError, TargetError
@@ -66,34 +68,46 @@ def evaluate_architectures(run: RunContext, tokens_NT: Tokens) -> list[Trial]:
     return [recorded[run.space.arch_id(row)] for row in tokens_NT]
 
 
-def record_trials(run: RunContext, finished: Sequence[tuple[Proposal, Evaluation]]) -> list[Trial]:
-    """Turns evaluations into trials and writes them; returns them in the order of the log."""
+def record_trials(run: RunContext, finished: Sequence[tuple[Proposal, Evaluation]],
+                  controller: Controller | None = None) -> list[Trial]:
+    """Turns evaluations into trials and writes them; returns them in the order of the log. `controller` says what
+    reward they are worth."""
     if not finished:
         return []
     tokens_NT = run.space.canonical(np.stack([proposal.tokens for proposal, _ in finished]))
     madds_N, params_N = run.space.cost(tokens_NT)
     assert run.predictor is not None, "trials are recorded after the latency predictor is fitted"
     predicted_N = run.predictor.predict(tokens_NT)
+    arch_ids = [run.space.arch_id(row) for row in tokens_NT]
+    latency_ms_N = np.array([run.measured_ms.get(a, float(ms)) for a, ms in zip(arch_ids, predicted_N)])
+    rewards = _rewards(controller, tokens_NT, np.array([e.accuracy for _, e in finished]), latency_ms_N)
     first, target_id = run.store.trials.rows, run.target_id
     trials = []
     for i, (proposal, evaluation) in enumerate(finished):
-        arch_id = run.space.arch_id(tokens_NT[i])
         trials.append(Trial(
-            sequence=first + i, arch_id=arch_id, tokens=tuple(int(t) for t in tokens_NT[i]),
+            sequence=first + i, arch_id=arch_ids[i], tokens=tuple(int(t) for t in tokens_NT[i]),
             space_id=run.space.space_id, controller=run.config.controller.name,
             accuracy=None if evaluation.error else evaluation.accuracy, accuracy_source=evaluation.source,
             weights_version=evaluation.weights_version,
-            latency_ms=run.measured_ms.get(arch_id, float(predicted_N[i])),
-            latency_source="cached" if arch_id in run.measured_ms else "predicted", target_id=target_id,
-            madds=int(madds_N[i]), params=int(params_N[i]), budget_ms=proposal.budget_ms, reward=None,
+            latency_ms=float(latency_ms_N[i]),
+            latency_source="cached" if arch_ids[i] in run.measured_ms else "predicted", target_id=target_id,
+            madds=int(madds_N[i]), params=int(params_N[i]), budget_ms=proposal.budget_ms, reward=rewards[i],
             seed=run.config.seed, started_at=time.time() - evaluation.duration_s, duration_s=evaluation.duration_s,
-            node=evaluation.node, error=evaluation.error))
+            node=evaluation.node, error=evaluation.error, details=json.dumps(dict(getattr(evaluation, "details", {})))))
     run.store.append_trials(trials)
     for trial in trials:
         run.metrics.trial(asdict(trial))
         run.leaders.add(trial)
     _give_up_if_nothing_works(run)
     return trials
+
+
+def _rewards(controller: Controller | None, tokens_NT: Tokens, accuracy_N: NDArray[np.float64],
+             latency_ms_N: NDArray[np.float64]) -> list[float | None]:
+    reward_N = controller.reward(tokens_NT, accuracy_N, latency_ms_N) if controller else None
+    if reward_N is None:
+        return [None] * len(tokens_NT)
+    return [float(value) if math.isfinite(value) else None for value in reward_N]
 
 
 def observation(trial: Trial) -> Observation:

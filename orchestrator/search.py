@@ -15,6 +15,7 @@ from rich.console import Console
 from actors.data import Preprocessing
 from actors.latencyworker import input_shape
 from actors.targets.catalogue import check_options
+from orchestrator.accuracy import check_accuracy
 from orchestrator.cluster import connected, environment, is_local
 from orchestrator.config import Config, dump_config, load_config
 from orchestrator.context import Leaders, RunContext, data_and_space
@@ -35,8 +36,9 @@ from orchestrator.store import RunStore
 class Stage(Enum):
     """MEASURE -> TRAIN -> SEARCH -> DELIVER -> DONE.
 
-    MEASURE needs no training, so a budget out of reach is refused in seconds. From any stage an error, a signal or a
-    kill leaves the run at that stage; `paretoray resume` enters it again.
+    MEASURE needs no training, so a budget out of reach is refused in seconds. TRAIN is empty unless accuracies come
+    from a supernet. From any stage an error, a signal or a kill leaves the run at that stage; `paretoray resume` enters
+    it again.
     """
 
     MEASURE = "measure"
@@ -61,6 +63,7 @@ class Search:
         self.console = console or Console()
         self.stop = StopFlag()
         self._splits, self._space = data_and_space(config)
+        check_accuracy(config.accuracy, self._space)
         check_options(config.target.name, config.target.options)
         check_controller_options(config.controller.name, config.controller.options)
         self._open: Callable[[], RunStore] = lambda: RunStore.create(

@@ -13,10 +13,11 @@ from typing import Any
 import ray
 
 from actors.data import Augmentation, Preprocessing, Splits, calibration_images
-from actors.evaluator import SupernetEvaluatorFactory
+from actors.evaluator import Evaluator, SupernetEvaluatorFactory
 from actors.latency import LatencyPool, LatencyPoolSettings
 from actors.rollout import PoolSettings, RolloutPool
 from actors.supernet import SupernetService, SupernetSettings
+from orchestrator.accuracy import Recipe, TableAccuracy, read_table
 from orchestrator.cluster import device_options, total_cpus, usable_cores
 from orchestrator.config import Config
 from orchestrator.store import RunStore
@@ -50,14 +51,13 @@ class Services:
         return self._supernet_service().actor
 
     def rollouts(self) -> RolloutPool:
-        """Workers that evaluate architectures with the supernet's current weights."""
+        """Workers that evaluate architectures, by the configured source of accuracies."""
         if self._rollouts is None:
-            search = self._config.search
-            count = self._spare_cpus() if search.rollouts == "auto" else search.rollouts
-            factory = self._evaluator_factory()
-            self._rollouts = RolloutPool(factory, PoolSettings(workers=count, call_time_out_s=search.time_out_s),
-                                         name=f"rollout-{self._store.name}")
-            self._rollouts.set_weights(*self._supernet_service().publish())
+            search, accuracy = self._config.search, self._config.accuracy
+            settings = PoolSettings(workers=self._rollout_count(), call_time_out_s=search.time_out_s)
+            self._rollouts = RolloutPool(self._evaluator_factory(), settings, name=f"rollout-{self._store.name}")
+            if accuracy.source == "supernet":
+                self._rollouts.set_weights(*self._supernet_service().publish())
         return self._rollouts
 
     def close(self) -> None:
@@ -78,7 +78,13 @@ class Services:
                 check=self._check)
         return self._supernet
 
-    def _evaluator_factory(self) -> SupernetEvaluatorFactory:
+    def _evaluator_factory(self) -> Callable[[], Evaluator]:
+        accuracy = self._config.accuracy
+        if isinstance(accuracy, TableAccuracy):
+            return read_table(accuracy, self._space)
+        return self._supernet_evaluators()
+
+    def _supernet_evaluators(self) -> SupernetEvaluatorFactory:
         search = self._config.search
         validation = self._splits.val
         if search.validation_images and search.validation_images < len(validation):
@@ -86,6 +92,12 @@ class Services:
         calibration = calibration_images(self._splits.train, search.calibration_images, self._config.seed)
         prepare = self._preprocessing.prepare
         return SupernetEvaluatorFactory(self._space, ray.put(prepare(validation)), ray.put(prepare(calibration)))
+
+    def _rollout_count(self) -> int:
+        asked = self._config.search.rollouts
+        if asked == "auto" and self._config.accuracy.source == "table":
+            return 1  # looking up is no work
+        return self._spare_cpus() if asked == "auto" else asked
 
     def _spare_cpus(self) -> int:
         if self._local:

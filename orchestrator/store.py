@@ -33,8 +33,9 @@ TRIAL_SCHEMA = pa.schema([
     ("weights_version", pa.int64()), ("latency_ms", pa.float64()), ("latency_source", pa.string()),
     ("target_id", pa.string()), ("madds", pa.int64()), ("params", pa.int64()), ("budget_ms", pa.float64()),
     ("reward", pa.float64()), ("seed", pa.int64()), ("started_at", pa.float64()), ("duration_s", pa.float64()),
-    ("node", pa.string()), ("error", pa.string()),
+    ("node", pa.string()), ("error", pa.string()), ("details", pa.string()),
 ])
+ADDED = frozenset({"details"})  # columns of trials that runs of earlier versions lack; they read as null
 LATENCY_SCHEMA = pa.schema([
     ("arch_id", pa.string()), ("tokens", pa.list_(pa.int8())), ("target_id", pa.string()),
     ("latency_ms", pa.float64()), ("predicted_ms", pa.float64()), ("reference_ms", pa.float64()),
@@ -48,7 +49,11 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Trial:
-    """One evaluation, one row of `trials/`. Accuracy 0..1 (None where `error` says why), latency in milliseconds."""
+    """One evaluation, one row of `trials/`. Accuracy 0..1 (None where `error` says why), latency in milliseconds.
+
+    `reward` is the controller's, where it has one; `details` is JSON of what the evaluator adds (epochs, hits of the
+    knowledge pool ...).
+    """
 
     sequence: int
     arch_id: str
@@ -70,6 +75,7 @@ class Trial:
     duration_s: float
     node: str
     error: str = ""
+    details: str | None = None
 
 
 @contextlib.contextmanager
@@ -161,7 +167,8 @@ class PartFolder:
     def _intact(self, part: Path) -> bool:
         try:
             table = pq.read_table(part, page_checksum_verification=True)
-            if not table.schema.equals(self.schema):
+            known = [field for field in self.schema if field.name in table.schema.names or field.name not in ADDED]
+            if not table.schema.equals(pa.schema(known)):
                 raise pa.ArrowInvalid(f"its columns are {table.schema.names}")
         except (OSError, pa.ArrowException) as error:
             log.warning("%s is damaged (%s); it is set aside as %s.damaged and the rest is kept",

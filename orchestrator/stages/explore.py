@@ -37,7 +37,8 @@ def explore(run: RunContext) -> None:
         rollouts.submit([(number, proposal.tokens) for number, proposal in fresh.items()])
         run.metrics.in_flight(len(in_flight))
         finished = rollouts.collect(timeout_s=POLL_S)
-        trials = record_trials(run, [(in_flight.pop(int(str(number))), result) for number, result in finished])
+        trials = record_trials(run, [(in_flight.pop(int(str(number))), result) for number, result in finished],
+                               controller)
         controller.observe([observation(trial) for trial in trials])
         _show(run, trials, controller)
     run.progress.stage("learn from all trials")

@@ -1,10 +1,18 @@
-"""Second stage: train the shared supernet in its actor, one epoch per call; a lost actor costs at most one epoch."""
+"""Second stage: train the shared supernet in its actor, one epoch per call; a lost actor costs at most one epoch.
+
+Where accuracies come from elsewhere there is nothing to train, and no supernet is ever made.
+"""
 from __future__ import annotations
 
 from orchestrator.context import RunContext
 
 
 def train(run: RunContext) -> None:
+    source = run.config.accuracy.source
+    if source != "supernet":
+        run.progress.note(f"accuracies come from {source}: no supernet is trained")
+        run.store.update_state(weights_version=0)
+        return
     supernet = run.services.supernet()
     run.progress.stage("train supernet", total=run.config.supernet.epochs)
     status = run.wait(supernet.status.remote())
