@@ -15,7 +15,7 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,8 @@ Weights = Mapping[str, NDArray[np.generic]]
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What is known about one architecture's accuracy. `accuracy` is nan exactly where `error` says why."""
+    """What is known about one architecture's accuracy. `accuracy` is nan exactly where `error` says why. `details` are
+    numbers about how it came about (epochs, knowledge-pool hits ...), empty where the source says it all."""
 
     tokens: Tokens
     accuracy: float
@@ -47,13 +48,18 @@ class Evaluation:
     duration_s: float
     node: str
     error: str = ""
+    details: Mapping[str, float] = field(default_factory=dict)
 
 
 class Evaluator(ABC):
-    """See the module docstring. `source` names where its accuracies come from, as in the trials' `accuracy_source`."""
+    """See the module docstring. `source` names where its accuracies come from, as in the trials' `accuracy_source`.
+
+    `accuracy` may set `details` to numbers that travel with its result; they are cleared before every call.
+    """
 
     source: str
     weights_version: int = 0
+    details: Mapping[str, float] = {}
 
     @abstractmethod
     def set_weights(self, version: int, weights: Weights) -> None:
@@ -72,6 +78,7 @@ class Evaluator(ABC):
     def _evaluate_one(self, tokens_T: Tokens) -> Evaluation:
         start = time.perf_counter()
         accuracy, error = math.nan, ""
+        self.details = {}
         try:
             accuracy = float(self.accuracy(tokens_T))
             if not 0 <= accuracy <= 1:
@@ -80,7 +87,7 @@ class Evaluator(ABC):
             log.warning("evaluation of %s failed", tokens_T.tolist(), exc_info=True)
             error = f"{type(failure).__name__}: {failure}"
         return Evaluation(tokens_T, accuracy, self.source, self.weights_version, time.perf_counter() - start,
-                          socket.gethostname(), error)
+                          socket.gethostname(), error, self.details)
 
 
 class TableEvaluator(Evaluator):
@@ -156,14 +163,15 @@ class SupernetEvaluator(Evaluator):
 def share_correct(network: nn.Module, images: Tensor, labels: Tensor, batch: int = EVALUATION_BATCH) -> float:
     """Share of images whose largest logit is the label's. Logits that are not finite are an error, not chance."""
     hits = 0
+    device = next((parameter.device for parameter in network.parameters()), labels.device)
     with torch.inference_mode():
         for start in range(0, len(labels), batch):
-            chunk = input_of(network, images[start:start + batch])
+            chunk = input_of(network, images[start:start + batch].to(device))
             logits = network(chunk.contiguous(memory_format=torch.channels_last))
             if not bool(torch.isfinite(logits).all()):
                 raise EvaluationError("the network's outputs are not finite; its weights have diverged, lower the "
                                       "learning rate")
-            hits += int((logits.argmax(dim=1) == labels[start:start + batch]).sum())
+            hits += int((logits.argmax(dim=1) == labels[start:start + batch].to(device)).sum())
     return hits / len(labels)
 
 

@@ -1,64 +1,146 @@
-"""The last training of one chosen subnet before it is handed over."""
+"""Training of one stand-alone network, an epoch at a time: proxy trainings, from scratch, and a last fine-tuning.
+
+    training = NetworkTraining(network, batches, recipe)
+    while training.epoch < recipe.epochs: training.train_epoch()
+
+The state after an epoch is everything: a training that loads it goes on exactly as the one that wrote it, because
+batches depend on the seed and the step only, and on one kind of device every step is deterministic.
+"""
 from __future__ import annotations
 
 import math
-from typing import Any
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from actors.data import Batches, Images, calibration_images
 from actors.evaluator import even_chunks
-from searchspaces.errors import EvaluationError
+from searchspaces.errors import ConfigError, EvaluationError
 from searchspaces.network import input_of, recalibrate_batch_norm
 
-LABEL_SMOOTHING = 0.1
-MOMENTUM = 0.9
-WEIGHT_DECAY = 3e-5  # not on batch norms and biases; specification searchspaces 2.5
-MAX_GRADIENT_NORM = 5.0
+Device = Literal["auto", "cpu", "cuda"]
+NETWORK, MOMENTUM = "network.", "momentum."  # prefixes in the state
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """SGD with Nesterov momentum, cosine to zero over `epochs`; no weight decay on batch norms and biases."""
+
+    epochs: int
+    learning_rate: float
+    momentum: float = 0.9
+    weight_decay: float = 3e-5  # specification searchspaces 2.5
+    label_smoothing: float = 0.1
+    max_gradient_norm: float = 5.0
+
+    def rate(self, progress: float) -> float:
+        """Learning rate at a share 0..1 of all steps."""
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class NetworkTraining:
+    """Trains `network` in place, on the device that holds it. Raises EvaluationError where training diverges."""
+
+    def __init__(self, network: nn.Module, batches: Batches, recipe: Recipe) -> None:
+        self.network, self.batches, self.recipe = network, batches, recipe
+        self.epoch = 0
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # depthwise layers: twice as fast
+        self._device = device_of(network)
+        self._parameters = dict(network.named_parameters())
+        decayed = [p for p in self._parameters.values() if p.ndim > 1]
+        plain = [p for p in self._parameters.values() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain}]
+        self._optimizer = torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True)
+
+    def train_epoch(self) -> float:
+        """The next epoch; mean loss over its steps."""
+        self.network.train()
+        order, steps = self.batches.order(self.epoch), self.batches.steps
+        losses = []
+        for step in range(steps):
+            progress = (self.epoch * steps + step) / (self.recipe.epochs * steps)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.recipe.rate(progress)
+            losses.append(self._step(*self.batches.get(self.epoch, step, order)))
+        self.epoch += 1
+        return float(torch.stack(losses).mean())
+
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        images = input_of(self.network, images.to(self._device, non_blocking=True))
+        labels = labels.to(self._device, non_blocking=True)
+        logits = self.network(images.contiguous(memory_format=torch.channels_last))
+        loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._parameters.values(), self.recipe.max_gradient_norm)
+        if not math.isfinite(float(norm)):  # a loss that is not finite has no finite gradient either
+            raise EvaluationError(f"training diverged in epoch {self.epoch + 1} (loss {float(loss.detach()):g}); lower "
+                                  f"its learning rate, now {self.recipe.learning_rate:g}")
+        self._optimizer.step()
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Network and optimiser after the epochs done. The number of epochs is the caller's to keep."""
+        momentum = {MOMENTUM + name: self._optimizer.state[p]["momentum_buffer"]
+                    for name, p in self._parameters.items() if p in self._optimizer.state}
+        return {NETWORK + name: tensor for name, tensor in self.network.state_dict().items()} | momentum
+
+    def load_state_dict(self, state: Mapping[str, Tensor], epoch: int) -> None:
+        self.network.load_state_dict({name.removeprefix(NETWORK): tensor for name, tensor in state.items()
+                                      if name.startswith(NETWORK)})
+        for name, parameter in self._parameters.items():
+            if MOMENTUM + name in state:
+                buffer = torch.empty_like(parameter).copy_(state[MOMENTUM + name]).detach()
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+        self.epoch = epoch
 
 
 def fine_tuned_weights(network: nn.Module, batches: Batches, epochs: int, learning_rate: float,
                        calibration: int = 2000) -> dict[str, NDArray[np.generic]]:
     """State dict of the extracted subnet after `epochs` (0: none) with the supernet's optimiser, cosine to zero, and
     batch-norm statistics re-estimated on `calibration` training images. Changes `network`; same input, same result."""
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast for depthwise layers
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    plain = [p for p in network.parameters() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": plain}]
-    optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=MOMENTUM, nesterov=True)
-    total = epochs * batches.steps
-    network.train()
-    for epoch in range(epochs):
-        order = batches.order(epoch)
-        for step in range(batches.steps):
-            progress = (epoch * batches.steps + step) / total
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-            images, labels = batches.get(epoch, step, order)
-            images = input_of(network, images).contiguous(memory_format=torch.channels_last)
-            loss = functional.cross_entropy(network(images), labels, label_smoothing=LABEL_SMOOTHING)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = float(nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM))
-            if not math.isfinite(norm):
-                raise EvaluationError(f"fine-tuning diverged in epoch {epoch + 1}; lower "
-                                      f"delivery.fine_tune_learning_rate, now {learning_rate:g}")
-            optimizer.step()
+    training = NetworkTraining(network, batches, Recipe(epochs, learning_rate))
+    while training.epoch < epochs:
+        training.train_epoch()
     recalibrate(network, batches.data, batches, calibration)
     network.eval()
     return arrays(network)
 
 
 def recalibrate(network: nn.Module, train: Images, batches: Batches, count: int) -> None:
+    """Batch-norm statistics of `count` training images without augmentation."""
     images = calibration_images(train, count, batches.seed)
-    recalibrate_batch_norm(network, even_chunks(batches.preprocessing.tensor(images.images), 100))
+    chunks = even_chunks(batches.preprocessing.tensor(images.images), 100)
+    recalibrate_batch_norm(network, (chunk.to(device_of(network)) for chunk in chunks))
 
 
 def arrays(module: nn.Module) -> dict[str, NDArray[np.generic]]:
     """The module's tensors as numpy copies in the plain memory layout."""
     return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format).numpy()
             for name, tensor in module.state_dict().items()}
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's parameters are; the CPU for a module without any."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+def training_device(wanted: Device) -> torch.device:
+    """The device of this process. On a GPU, from then on, only deterministic kernels and full float32 products."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' is asked for and this worker sees no GPU; declare GPUs for it, or use 'auto' "
+                          "or 'cpu'")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first handle is made; determinism
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device("cuda")

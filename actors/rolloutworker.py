@@ -12,7 +12,8 @@ from actors.evaluator import Evaluator, Weights
 from searchspaces.errors import EvaluationError
 from searchspaces.space import Tokens
 
-Outcome = tuple[float, str, int, float, str, str]  # an Evaluation without its tokens, which the pool already has
+# An Evaluation without its tokens, which the pool already has.
+Outcome = tuple[float, str, int, float, str, str, dict[str, float]]
 
 
 class RolloutActor:
@@ -52,7 +53,7 @@ class RolloutActor:
             raise EvaluationError(f"worker {self._name} holds weights version {evaluator.weights_version}, not "
                                   f"{version}{self._refusal}; set them again")
         start = time.perf_counter()
-        outcomes = [(e.accuracy, e.source, e.weights_version, e.duration_s, e.node, e.error)
+        outcomes = [(e.accuracy, e.source, e.weights_version, e.duration_s, e.node, e.error, dict(e.details))
                     for e in evaluator.evaluate(tokens_NT)]
         return time.perf_counter() - start, outcomes
 

@@ -53,6 +53,7 @@ def test_rows_come_back_once_with_their_own_accuracy(pools: list[RolloutPool]) -
     assert sorted(found) == list(range(300))
     assert all(found[i].accuracy == (i % 100) / 1000 and found[i].tokens[0] == i % 100 for i in found)
     assert {e.source for e in found.values()} == {"supernet"} and all(e.node for e in found.values())
+    assert all(found[i].details == ({"number": i % 100} if i % 2 else {}) for i in found)
     assert pool.collect(timeout_s=5) == []  # nothing outstanding: returns at once
 
 

@@ -36,6 +36,7 @@ class WorkloadEvaluator(Evaluator):
 
     def accuracy(self, tokens_T: Tokens) -> float:
         number, behaviour = tokens_T.tolist()
+        self.details = {"number": float(number)} if number % 2 else {}
         if behaviour == RAISE:
             raise EvaluationError(f"number {number} is not wanted")
         if behaviour == DIE:
