@@ -1,4 +1,7 @@
-"""Controllers by name, and how options of a configuration become one. `module:Class` names a user's own."""
+"""Controllers by name, and how options of a configuration become one. `module:Class` names a user's own.
+
+A shipped controller is imported when it is named: its libraries (torch, scikit-learn, pymoo, RLlib) take seconds.
+"""
 from __future__ import annotations
 
 import difflib
@@ -8,29 +11,30 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.controllers.baselines.random import RandomSearch
 from orchestrator.controllers.controller import Controller, Task
-from orchestrator.controllers.pnag.controller import Pnag
 from searchspaces.errors import ConfigError
 from searchspaces.plugins import load_object
 from searchspaces.space import SearchSpace
 
-CONTROLLERS: dict[str, type[Controller]] = {"pnag": Pnag, "random": RandomSearch}
+CONTROLLERS = {
+    "evolution": "orchestrator.controllers.baselines.evolution:RegularisedEvolution",
+    "nsga2": "orchestrator.controllers.baselines.nsga2:Nsga2",
+    "pnag": "orchestrator.controllers.pnag.controller:Pnag",
+    "random": "orchestrator.controllers.baselines.random:RandomSearch",
+}
 
 
 def controller_class(name: str) -> type[Controller]:
-    if ":" in name:
-        loaded = load_object(name)
-        if not (inspect.isclass(loaded) and issubclass(loaded, Controller)):
-            raise ConfigError(f"'{name}' is not a controller; derive the class from "
-                              "orchestrator.controllers.controller.Controller")
-        return loaded
-    if name not in CONTROLLERS:
+    if name not in CONTROLLERS and ":" not in name:
         close = difflib.get_close_matches(name, CONTROLLERS, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""
         raise ConfigError(f"there is no controller '{name}'; {hint}choose one of {', '.join(sorted(CONTROLLERS))}, or "
                           "your own as module:Class")
-    return CONTROLLERS[name]
+    loaded = load_object(CONTROLLERS.get(name, name))
+    if not (inspect.isclass(loaded) and issubclass(loaded, Controller)):
+        raise ConfigError(f"'{name}' is not a controller; derive the class from "
+                          "orchestrator.controllers.controller.Controller")
+    return loaded
 
 
 def check_controller_options(name: str, options: Mapping[str, Any]) -> BaseModel:
