@@ -44,8 +44,9 @@ def is_local(address: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def connected(settings: ClusterSettings, address: str | None) -> Iterator[None]:
-    """Ray is initialised inside; what was started here is shut down at the end, a joined cluster is only left."""
+def connected(settings: ClusterSettings, address: str | None, slots: int = 0) -> Iterator[None]:
+    """Ray is initialised inside; what was started here is shut down at the end, a joined cluster is only left. A local
+    Ray gets at least `slots` CPUs."""
     import ray
 
     if ray.is_initialized():
@@ -55,18 +56,19 @@ def connected(settings: ClusterSettings, address: str | None) -> Iterator[None]:
     if address:
         _join(address)
     else:
-        _start_local(settings)
+        _start_local(settings, slots)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _start_local(settings: ClusterSettings) -> None:
+def _start_local(settings: ClusterSettings, slots: int) -> None:
     import ray
 
-    # Training, rollouts and measuring take turns, so each may have all cores: Ray counts slots, not cores.
-    cpus = 2 * (settings.cpus or usable_cores()) + 1
+    # Training, rollouts and measuring take turns, so each may have all cores: Ray counts slots, not cores. With fewer
+    # slots than actors (one core, two rollouts asked for) the last actor would wait for ever.
+    cpus = max(2 * (settings.cpus or usable_cores()) + 1, slots)
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     memory = settings.object_store_mb * 2**20 if settings.object_store_mb else None
     ray.init(address="local", num_cpus=cpus, resources={"latency_cpu": 1}, object_store_memory=memory,

@@ -25,7 +25,7 @@ from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.metrics import RunMetrics
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
-from orchestrator.services import Services
+from orchestrator.services import Services, slots_needed
 from orchestrator.stages.deliver import deliver, delivered_entries, final_rows
 from orchestrator.stages.explore import explore
 from orchestrator.stages.measure import measure
@@ -86,7 +86,8 @@ class Search:
         """
         store: RunStore | None = None
         try:
-            with connected(self.config.cluster, self.address), self.stop.installed():
+            slots = slots_needed(self.config)
+            with connected(self.config.cluster, self.address, slots), self.stop.installed():
                 store = self._open()
                 store.lock()
                 return self._run(store)

@@ -54,6 +54,8 @@ class Services:
         """Workers that evaluate architectures, by the configured source of accuracies."""
         if self._rollouts is None:
             search, accuracy = self._config.search, self._config.accuracy
+            if accuracy.source == "supernet":
+                self._supernet_service()  # first: on a full cluster fewer workers will do, no supernet will not
             settings = PoolSettings(workers=self._rollout_count(), call_time_out_s=search.time_out_s)
             self._rollouts = RolloutPool(self._evaluator_factory(), settings, name=f"rollout-{self._store.name}")
             if accuracy.source == "supernet":
@@ -103,6 +105,12 @@ class Services:
         if self._local:
             return usable_cores()  # the other services idle during the search
         return max(1, total_cpus() - self._config.supernet.cpus * self._config.supernet.workers - 1)
+
+
+def slots_needed(config: Config) -> int:
+    """Ray CPUs that all services of a run hold at once: measuring, supernet, rollouts, and one to spare."""
+    rollouts = usable_cores() if config.search.rollouts == "auto" else config.search.rollouts
+    return 2 + config.supernet.cpus * config.supernet.workers + rollouts
 
 
 def supernet_settings(config: Config) -> SupernetSettings:

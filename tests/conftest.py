@@ -5,9 +5,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(autouse=True)
+def cores_are_given_back() -> Iterator[None]:
+    """A test that leaves this process on one core would starve every process started after it."""
+    before = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else None
+    yield
+    if before is not None:
+        assert psutil.Process().cpu_affinity() == before
 
 
 @pytest.fixture(scope="session")
