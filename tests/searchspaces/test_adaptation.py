@@ -155,10 +155,12 @@ def test_slices_are_those_of_the_once_for_all_supernet() -> None:
     wide = np.array(([0] + [2, 2] * 4) * 5, dtype=np.int8)      # depth 2, expand 6, kernel 7
     source = weights_of(supernet.extract(wide).to(memory_format=torch.contiguous_format))
     supernet.sort_channels()  # type: ignore[operator]
-    expected = supernet.extract(slim).eval()
-    images = torch.randn(3, *space.graph(slim).input_shape)
-    result = heir(space.graph(slim), sources_of(space.graph(wide), source))
-    np.testing.assert_allclose(logits(result, images), logits(expected, images), rtol=1e-3, atol=1e-4)
+    expected = weights_of(supernet.extract(slim).to(memory_format=torch.contiguous_format))
+    result = weights_of(heir(space.graph(slim), sources_of(space.graph(wide), source)))
+    compared = [name for name in expected if name.endswith(("depthwise.weight", "se.reduce.weight"))]
+    assert len(compared) == 17      # the axes of these tensors are inside of one layer
+    for name in compared[1:]:       # the first block is not elastic: the supernet leaves it as it is
+        np.testing.assert_array_equal(result[name], expected[name], err_msg=name)
 
 
 # --- whole networks --------------------------------------------------------------------------------------------------
