@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from searchspaces.errors import ConfigError
+from searchspaces.mnas import Mnas, MnasS16, MnasS32
 from searchspaces.mobilenetv3 import MobileNetV3, MobileNetV3S16, MobileNetV3S32
 from searchspaces.nasbench201 import NasBench201
 from searchspaces.plugins import check_options, load_object
@@ -20,6 +21,9 @@ SPACES: dict[str, type[SearchSpace]] = {
     "mobilenetv3": MobileNetV3,
     "mobilenetv3-s32": MobileNetV3S32,
     "mobilenetv3-s16": MobileNetV3S16,
+    "mnas": Mnas,
+    "mnas-s32": MnasS32,
+    "mnas-s16": MnasS16,
     "nasbench201": NasBench201,
 }
 FROM_DATA = ("classes", "channels")  # set by the dataset, never an option
