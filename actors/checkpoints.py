@@ -67,6 +67,14 @@ def read_newest(folder: Path, name: str) -> Checkpoint | None:
     return None
 
 
+def remove_checkpoints(folder: Path, name: str) -> None:
+    """Removes all that `write_checkpoint` wrote under this name; the JSON first, so that none is left half."""
+    for path in _newest_first(folder, name):
+        path.unlink(missing_ok=True)
+    for path in folder.glob(f"{name}-*.safetensors"):
+        path.unlink(missing_ok=True)
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     about = json.loads(path.read_bytes())
     content = path.with_suffix(".safetensors").read_bytes()
