@@ -1,6 +1,6 @@
 """The policy pi(a_t | a_<t; theta) of FNAS: one LSTM over the token sequence (specification 3).
 
-    start vector -> LSTM(100) -> head of position t -> softmax over its valid tokens -> a_t -> embedding(100) -> LSTM ...
+    start vector -> LSTM(100) -> head of position t -> softmax over its valid tokens -> a_t -> embedding(100) -> ...
 
 Its inputs are the tokens as they were drawn, not the canonical ones: whether a token is live may depend on later ones,
 so only the whole row tells which positions count. Dead positions have log-probability 0 and entropy 0.
@@ -24,10 +24,10 @@ CACHED_PREFIXES = 100_000
 
 @dataclass(frozen=True)
 class SampledBatch:
-    """Raw drawn tokens int8[N, T] (not canonical) and the log-probability float32[N, T] in nats, 0 where dead."""
+    """Raw drawn tokens int8[N, T] (not canonical) and the log-probability float64[N, T] in nats, 0 where dead."""
 
     tokens_NT: Tokens
-    log_probs_NT: NDArray[np.float32]
+    log_probs_NT: NDArray[np.float64]
 
 
 class LstmPolicy(nn.Module):
@@ -73,8 +73,8 @@ class LstmPolicy(nn.Module):
             tokens_NT[:, t] = inverse_cdf(log_NTV[:, t].double().exp().numpy(), uniform_NT[:, t])
             x_N1H = self.embedding(torch.from_numpy(tokens_NT[:, t, None]).long() + self.kind_offset_T[t])
         chosen_NT1 = torch.from_numpy(tokens_NT[:, :, None]).long()
-        log_probs_NT = log_NTV.gather(2, chosen_NT1)[:, :, 0].numpy()
-        return SampledBatch(tokens_NT, np.where(self.space.live_mask(tokens_NT), log_probs_NT, np.float32(0)))
+        log_probs_NT = log_NTV.gather(2, chosen_NT1)[:, :, 0].double().numpy()
+        return SampledBatch(tokens_NT, np.where(self.space.live_mask(tokens_NT), log_probs_NT, 0.0))
 
     def masks(self, tokens_NT: Tokens) -> tuple[Tensor, Tensor]:
         """(live bool[N, T], valid bool[N, T, V]) of raw rows. SpaceError where a live token is not a valid one."""
@@ -100,15 +100,11 @@ class LstmPolicy(nn.Module):
         entropy_NT = -(log_NTV.exp() * log_NTV.masked_fill(~valid_NTV, 0)).sum(dim=2)
         return log_probs_NT.masked_fill(~live_NT, 0), entropy_NT.masked_fill(~live_NT, 0)
 
-    def evaluate(self, tokens_NT: Tokens) -> tuple[Tensor, Tensor]:
-        """`forward` of raw rows int8[N, T], with their masks; differentiable."""
-        return self(torch.from_numpy(tokens_NT), *self.masks(tokens_NT))
-
     @torch.no_grad()
-    def log_probs(self, tokens_NT: Tokens) -> NDArray[np.float32]:
-        """float32[N, T]: log pi(a_t | a_<t) of raw rows under the present weights, 0 where dead."""
-        log_probs_NT: Tensor = self.evaluate(tokens_NT)[0]
-        return log_probs_NT.numpy()
+    def evaluate(self, tokens_NT: Tokens) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(log-probabilities, entropies) float64[N, T] of raw rows under the present weights; 0 where dead."""
+        log_probs_NT, entropy_NT = self(torch.from_numpy(tokens_NT), *self.masks(tokens_NT))
+        return log_probs_NT.double().numpy(), entropy_NT.double().numpy()
 
 
 class ValidTokens:
