@@ -26,7 +26,6 @@ from orchestrator.controllers.baselines.answers import TrialAnswers, within
 from orchestrator.controllers.baselines.random import distinct_samples
 from orchestrator.controllers.controller import Observation, Proposal
 from orchestrator.frontier import best_under
-from searchspaces.space import Tokens
 
 STREAM = 1  # of random numbers, beside the random architectures'
 BROOD = 32  # tournaments and children of which the first new one is proposed; if none is, a random architecture
@@ -69,13 +68,13 @@ class RegularisedEvolution(TrialAnswers):
             number = self.observed + self.pending
             budget_ms = self.task.budgets_ms[number % len(self.task.budgets_ms)]
             rng = np.random.default_rng([self.task.seed, STREAM, self.observed, self.pending])
-            if (child_T := self._child(budget_ms, rng)) is not None:
-                return self.take(child_T, budget_ms)
+            if (child := self._child(budget_ms, rng)) is not None:
+                return child
         sample_T = next(self._random, None)
         return None if sample_T is None else self.take(sample_T)
 
-    def _child(self, budget_ms: float, rng: np.random.Generator) -> Tokens | None:
-        """int8[T]: the first new child of a brood; where latency is predicted, one that meets the budget first."""
+    def _child(self, budget_ms: float, rng: np.random.Generator) -> Proposal | None:
+        """The first new child of a brood; where latency is predicted, one that meets the budget, else the largest."""
         samples = rng.integers(len(self.population), size=(BROOD, self.settings.sample))
         parents_NT = np.stack([self.population[tournament(self.population, sample, budget_ms)].tokens
                                for sample in samples])
@@ -83,7 +82,7 @@ class RegularisedEvolution(TrialAnswers):
         for limit_ms in (budget_ms, max(self.task.budgets_ms)):
             for child_T in children_NT[within(self.task, children_NT, limit_ms)]:
                 if self.is_new(child_T):
-                    return child_T
+                    return self.take(child_T, limit_ms)
         return None
 
     def metrics(self) -> dict[str, float]:

@@ -39,7 +39,7 @@ BROODS = 50  # of P children each: then a generation has no new child to offer a
 class Nsga2Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    population: int = Field(20, ge=2, description="P; 100 in the paper, whose searches are 25,000 evaluations long")
+    population: int = Field(12, ge=2, description="P; 100 in the paper, whose searches are 25,000 evaluations long")
     crossover: float = Field(0.9, ge=0, le=1, description="chance that a child has two parents")
     further_mutations: float = Field(0.0, ge=0, le=1, description="chance that a token mutates beside the one that "
                                                                   "always does")
