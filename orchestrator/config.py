@@ -128,6 +128,7 @@ class Config(Section):
 
     name: str | None = Field(None, description="run name; default: configuration's name and the time")
     seed: int = 0
+    warm_start: list[str] = Field([], description="earlier runs, by name or path, whose trials and latencies are used")
     data: DataSettings = DataSettings()
     space: AnyPlugin = Plugin(name="mobilenetv3-s16")
     target: AnyPlugin = Plugin(name="onnx_cpu")

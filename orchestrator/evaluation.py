@@ -93,7 +93,7 @@ def record_trials(run: RunContext, finished: Sequence[tuple[Proposal, Evaluation
             latency_source="cached" if arch_ids[i] in run.measured_ms else "predicted", target_id=target_id,
             madds=int(madds_N[i]), params=int(params_N[i]), budget_ms=proposal.budget_ms, reward=rewards[i],
             seed=run.config.seed, started_at=time.time() - evaluation.duration_s, duration_s=evaluation.duration_s,
-            node=evaluation.node, error=evaluation.error, details=json.dumps(dict(getattr(evaluation, "details", {})))))
+            node=evaluation.node, error=evaluation.error, details=json.dumps(dict(evaluation.details))))
     run.store.append_trials(trials)
     for trial in trials:
         run.metrics.trial(asdict(trial))

@@ -10,15 +10,14 @@ from rich.console import Console
 
 from actors.data import Preprocessing
 from actors.latencyworker import input_shape
-from actors.supernet import load_weights
 from orchestrator.config import load_config
-from orchestrator.context import data_and_space, recorded_latencies
+from orchestrator.context import data_and_space
 from orchestrator.handover import Delivered, HandOver
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
 from orchestrator.stages.deliver import delivered_entries, final_rows, lineage, record_entries, restored_controller
 from orchestrator.store import RunStore, read_json
-from orchestrator.workbench import LocalBench
+from orchestrator.workbench import local_bench
 from searchspaces.errors import BudgetError, StoreError
 
 
@@ -47,16 +46,18 @@ def generate_models(name: str, budgets_ms: Sequence[float], *, runs: Path = Path
                   f"{1e3 * (time.perf_counter() - started):.0f} ms; training, exporting and measuring them now",
                   highlight=False, soft_wrap=True)
     preprocessing = Preprocessing.fit(splits.train, input_shape(space)[1])
-    bench = LocalBench(config, space, splits, preprocessing, load_weights(store.path / "checkpoints"),
-                       store.state(), recorded_latencies(store))
+    bench = local_bench(config, space, splits, preprocessing, store)
     handover = HandOver(space, splits, preprocessing, bench, config.delivery, store.path, lineage(store))
-    entries = []
+    entries: list[Delivered] = []
     with Progress(console, title=f"paretoray {store.name}") as progress:
         progress.stage("deliver", total=len(budgets_ms))
         candidates = handover.candidates(answers, space.canonical(space.extremes()))
-        for entry in handover.deliver(budgets_ms, candidates):
-            entries.append(entry)
-            record_entries(store, [entry])
+        for budget_ms in sorted(budgets_ms):
+            chosen = candidates
+            if config.accuracy.source != "supernet":
+                chosen = handover.finalists([budget_ms], candidates)
+            entries += handover.deliver([budget_ms], chosen)
+            record_entries(store, entries[-1:])
             progress.advance(1)
     progress.final_table(final_rows(entries))
     write_report(store.path, space)

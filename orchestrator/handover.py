@@ -1,9 +1,13 @@
 """From chosen architectures to files somebody can deploy: trained, exported, compared, measured, documented.
 
 A budget is hard. For every budget the candidates are measured first; the most accurate one that fits with the safety
-margin gets its weights (supernet, fine-tuning, batch-norm recalibration), becomes an ONNX file, is compared with torch
-and measured again from the very bytes of that file. Only if that measurement meets the budget is it handed over;
-otherwise the next candidate is tried. A budget that nobody meets is reported as such, never silently exceeded.
+margin gets its weights, becomes an ONNX file, is compared with torch and measured again from the very bytes of that
+file. Only if that measurement meets the budget is it handed over; otherwise the next candidate is tried. A budget that
+nobody meets is reported as such, never silently exceeded.
+
+Weights come from the supernet by fine-tuning and batch-norm recalibration. Where there is no supernet, the candidates
+are finalists: the best of the search for every budget, retrained from scratch; the best of those by validation counts
+([S4 6.2]).
 """
 from __future__ import annotations
 
@@ -43,10 +47,16 @@ class Workbench(Protocol):
         """Measured on the target; None where measuring failed."""
 
     def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
-        """Validation accuracy with the supernet's weights; None where evaluating failed."""
+        """Validation accuracy as the search sees it; None where evaluating failed."""
 
-    def trained_weights(self, tokens_T: Tokens, epochs: int, learning_rate: float) -> Mapping[str, NDArray[np.float32]]:
-        """Weights of the extracted subnet, fine-tuned for `epochs`, batch-norm statistics recalibrated."""
+    def finals(self, tokens_NT: Tokens) -> list[float | None]:
+        """Validation accuracy of the weights that would be handed over; None where there are none."""
+
+    def trained_weights(self, tokens_T: Tokens) -> Mapping[str, NDArray[np.float32]]:
+        """The weights to hand over, with their batch-norm statistics."""
+
+    def training(self) -> Mapping[str, Any]:
+        """How these weights come about, for the sidecar."""
 
     def time_file(self, model: bytes) -> LatencySample:
         """Latency of an exported file on the target."""
@@ -54,7 +64,7 @@ class Workbench(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """An architecture with its measured latency and its validation accuracy under the supernet's weights."""
+    """An architecture with its measured latency and the validation accuracy it is ranked by."""
 
     tokens: Tokens
     arch_id: str
@@ -87,6 +97,12 @@ def ranked_under(budget_ms: float, candidates: Sequence[Candidate], margin: floa
     """Candidates that fit the budget less its margin, most accurate first; then those that fit it only just."""
     fitting = [c for c in candidates if c.latency_ms <= budget_ms]
     return sorted(fitting, key=lambda c: (c.latency_ms > budget_ms * (1 - margin), -c.accuracy, c.latency_ms))
+
+
+def shortlist(budgets_ms: Sequence[float], candidates: Sequence[Candidate],
+              settings: DeliverySettings) -> list[list[Candidate]]:
+    """Per budget the candidates that are tried for it, most promising first."""
+    return [ranked_under(budget_ms, candidates, settings.margin)[:settings.alternatives] for budget_ms in budgets_ms]
 
 
 class HandOver:
@@ -122,43 +138,61 @@ class HandOver:
         return [Candidate(self.space.canonical(rows[a][None])[0], a, known[a], ms, predicted.get(a, ms))
                 for a, ms in measured.items() if a in known]
 
+    def finalists(self, budgets_ms: Sequence[float], candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The shortlists of all budgets, each architecture once, with the validation accuracy of its final weights.
+
+        A budget none of whose candidates has final weights keeps its first one, which is then trained when its turn
+        comes.
+        """
+        lists = shortlist(budgets_ms, candidates, self.settings)
+        distinct = {c.arch_id: c for chosen in lists for c in chosen}
+        if not distinct:
+            return list(candidates)
+        finals = dict(zip(distinct, self.bench.finals(np.stack([c.tokens for c in distinct.values()])), strict=True))
+        known = {a: replace(c, accuracy=value) for a, c in distinct.items() if (value := finals[a]) is not None}
+        unserved = [chosen[0] for chosen in lists if chosen and not any(c.arch_id in known for c in chosen)]
+        return [*known.values(), *{c.arch_id: c for c in unserved}.values()]
+
     def deliver(self, budgets_ms: Sequence[float], candidates: Sequence[Candidate]) -> Iterator[Delivered]:
         """One entry per budget, in ascending order.
 
         Each budget's best candidate is trained and measured; the budget then gets the most accurate (validation) of all
-        models made so far that meet it, so that a larger budget never gets a worse model.
+        models of this run that meet it, so that a larger budget never gets a worse model.
         """
-        made: dict[str, tuple[Candidate, dict[str, Any]]] = {}
         for budget_ms in sorted(budgets_ms):
-            for candidate in ranked_under(budget_ms, candidates, self.settings.margin)[: self.settings.alternatives]:
+            for candidate in shortlist([budget_ms], candidates, self.settings)[0]:
                 try:
-                    made[candidate.arch_id] = candidate, self._model(candidate)
+                    latency_ms = self._model(candidate)["latency"]["latency_ms"]
                 except EvaluationError as error:
                     log.warning("%s; trying the next candidate for %.4g ms", error, budget_ms)
                     continue
-                if made[candidate.arch_id][1]["latency"]["latency_ms"] <= budget_ms:
+                if latency_ms <= budget_ms:
                     break
                 log.info("exported %s is slower than %.4g ms; trying the next candidate", candidate.arch_id, budget_ms)
-            fitting = [model for model in made.values() if model[1]["latency"]["latency_ms"] <= budget_ms]
+            fitting = [model for model in self._models() if model["latency"]["latency_ms"] <= budget_ms]
             if fitting:
-                yield _entry(budget_ms, *max(fitting, key=lambda model: model[1]["accuracy"]["validation"]))
+                yield _entry(budget_ms, max(fitting, key=lambda model: float(model["accuracy"]["validation"])))
             else:
                 reach = [c.latency_ms for c in candidates]
                 yield Delivered(budget_ms, False, f"no measured candidate meets {budget_ms:.4g} ms; candidates reach "
                                                   f"{min(reach):.4g} to {max(reach):.4g} ms")
 
+    def _models(self) -> list[dict[str, Any]]:
+        """Sidecars of all complete models that this run's weights gave, fastest first."""
+        sidecars = [read_json(path) for path in (self.run_dir / "models").glob("*.json")
+                    if path.with_suffix(".onnx").exists()]
+        current = [known for known in sidecars if known["weights_version"] == self.lineage["weights_version"]]
+        return sorted(current, key=lambda known: (known["latency"]["latency_ms"], known["arch_id"]))
+
     def _model(self, candidate: Candidate) -> dict[str, Any]:
         """The sidecar of the candidate's model; made once, reused for other budgets and after a restart."""
-        folder = self.run_dir / "models"
-        for path in folder.glob(f"*-{candidate.arch_id[:NAME_DIGITS]}.json"):
-            known: dict[str, Any] = read_json(path)
-            same = (known["arch_id"], known["weights_version"]) == (candidate.arch_id, self.lineage["weights_version"])
-            if same and path.with_suffix(".onnx").exists():
+        for known in self._models():
+            if known["arch_id"] == candidate.arch_id:
                 return known
+        folder = self.run_dir / "models"
         # Always the fine-tuned weights: the supernet's validation accuracy is the best of many and so too optimistic to
         # be compared with (tried: keeping what validated better lost a point of test accuracy on digits).
-        weights = self.bench.trained_weights(candidate.tokens, self.settings.fine_tune_epochs,
-                                             self.settings.fine_tune_learning_rate)
+        weights = self.bench.trained_weights(candidate.tokens)
         graph = self.space.graph(candidate.tokens)
         preprocessing = replace(self.preprocessing, resolution=int(graph.input_shape[1]))
         network = GraphNetwork(graph).eval()
@@ -185,7 +219,7 @@ class HandOver:
         return self.lineage | {
             "arch_id": candidate.arch_id, "tokens": [int(t) for t in candidate.tokens],
             "text": self.space.text(candidate.tokens), "space_id": self.space.space_id,
-            "fine_tune_epochs": self.settings.fine_tune_epochs,
+            **self.bench.training(),
             "output": {"name": "logits", "classes": list(self.splits.classes)},
             "accuracy": dict(accuracy), "dataset": self.splits.name,
             "latency": asdict(sample) | {"stderr_ms": sample.stderr_ms},
@@ -194,17 +228,18 @@ class HandOver:
         }
 
 
-def _entry(budget_ms: float, candidate: Candidate, sidecar: Mapping[str, Any]) -> Delivered:
+def _entry(budget_ms: float, sidecar: Mapping[str, Any]) -> Delivered:
     latency = sidecar["latency"]
     return Delivered(
-        budget_ms, True, "", tuple(int(t) for t in candidate.tokens), candidate.arch_id, sidecar["text"],
-        latency["latency_ms"], latency["stderr_ms"], candidate.predicted_ms, sidecar["accuracy"]["validation"],
+        budget_ms, True, "", tuple(sidecar["tokens"]), sidecar["arch_id"], sidecar["text"], latency["latency_ms"],
+        latency["stderr_ms"], sidecar["latency_predicted_ms"], sidecar["accuracy"]["validation"],
         sidecar["accuracy"]["test"], sidecar["madds"], sidecar["params"], sidecar["onnx"])
 
 
 def _session(model: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # warns of every unused operation of a cell otherwise
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -31,6 +31,7 @@ from orchestrator.stages.explore import explore
 from orchestrator.stages.measure import measure
 from orchestrator.stages.train import train
 from orchestrator.store import RunStore
+from orchestrator.warmstart import check_earlier, freeze_earlier, is_frozen
 
 
 class Stage(Enum):
@@ -57,8 +58,10 @@ class Search:
     """`Search(load_config("mine.yaml")).run()` from Python; the same object behind `paretoray search` and `resume`."""
 
     def __init__(self, config: Config, *, runs: Path = Path("runs"), name: str | None = None,
-                 address: str | None = None, console: Console | None = None) -> None:
+                 address: str | None = None, console: Console | None = None, resumed: RunStore | None = None) -> None:
+        """`resumed`: the existing run to go on with, see `resume`."""
         self.config = config
+        self.runs = runs
         self.address = address
         self.console = console or Console()
         self.stop = StopFlag()
@@ -66,7 +69,9 @@ class Search:
         check_accuracy(config.accuracy, self._space)
         check_options(config.target.name, config.target.options)
         check_controller_options(config.controller.name, config.controller.options)
-        self._open: Callable[[], RunStore] = lambda: RunStore.create(
+        if resumed is None:
+            check_earlier(config, runs, self._space, self._splits)
+        self._open: Callable[[], RunStore] = lambda: resumed or RunStore.create(
             runs, name or config.name or default_name(Path("run")), dump_config(config), environment())
 
     @classmethod
@@ -74,9 +79,7 @@ class Search:
                console: Console | None = None) -> Search:
         """A search that goes on in the folder of an existing run, with that run's configuration."""
         store = RunStore.open(runs, name)
-        search = cls(load_config(store.path / "config.yaml"), runs=runs, address=address, console=console)
-        search._open = lambda: store
-        return search
+        return cls(load_config(store.path / "config.yaml"), runs=runs, address=address, console=console, resumed=store)
 
     def run(self) -> list[Delivered]:
         """Runs the stages that are left; returns what was handed over, one entry per budget.
@@ -98,6 +101,10 @@ class Search:
 
     def _run(self, store: RunStore) -> list[Delivered]:
         preprocessing = Preprocessing.fit(self._splits.train, input_shape(self._space)[1])
+        store.update_state(dataset=self._splits.name, classes=list(self._splits.classes),
+                           channels=self._splits.channels)
+        if not is_frozen(store, self.config):
+            freeze_earlier(store, check_earlier(self.config, self.runs, self._space, self._splits))
         with contextlib.ExitStack() as stack:
             services = stack.enter_context(contextlib.closing(
                 Services(self.config, self._space, self._splits, preprocessing, store, is_local(self.address),

@@ -62,12 +62,25 @@ class Services:
                 self._rollouts.set_weights(*self._supernet_service().publish())
         return self._rollouts
 
+    def close_rollouts(self) -> None:
+        """Frees what the rollout workers hold; `rollouts` starts new ones."""
+        if self._rollouts is not None:
+            self._rollouts.close()
+            self._rollouts = None
+
+    def trainers(self, recipe: Recipe) -> int:
+        """How many architectures are trained at once."""
+        if recipe.workers != "auto":
+            return recipe.workers
+        by_cpu = (usable_cores() if self._local else total_cpus() - 1) // recipe.cpus
+        gpus = ray.cluster_resources().get("GPU", 0)
+        return max(1, min(by_cpu, int(gpus / recipe.gpus)) if recipe.gpus else by_cpu)
+
     def close(self) -> None:
         with contextlib.suppress(Exception):
             if self._latency is not None:
                 self._latency.close()
-        if self._rollouts is not None:
-            self._rollouts.close()
+        self.close_rollouts()
         if self._supernet is not None:
             self._supernet.close()
 

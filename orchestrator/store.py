@@ -208,12 +208,7 @@ class RunStore:
     @classmethod
     def open(cls, root: Path, name: str) -> RunStore:
         """By name under `root`, or by the path of the folder itself."""
-        direct = Path(name)
-        path = direct if (direct / "config.yaml").exists() else run_path(root, name)
-        if not (path / "config.yaml").exists():
-            known = sorted(p.parent.name for p in root.glob("*/config.yaml"))
-            raise StoreError(f"there is no run '{name}' in {root}; known runs: {', '.join(known) or 'none'}")
-        return cls(path.resolve())
+        return cls(find_run(root, name))
 
     def lock(self) -> None:
         """Claims the run for this process; released by the system when the process ends, however it ends."""
@@ -248,6 +243,27 @@ class RunStore:
 
     def update_state(self, **facts: Any) -> None:
         write_json(self.path / "state.json", self.state() | facts)
+
+
+def read_parts(folder: Path, schema: pa.Schema) -> pa.Table:
+    """All rows of another run's table, which may be growing: nothing is changed, what cannot be read is left out."""
+    tables = [schema.empty_table()]
+    for part in sorted(folder.glob("part-*.parquet")):
+        try:
+            tables.append(pq.read_table(part, schema=schema, page_checksum_verification=True))
+        except (OSError, pa.ArrowException) as error:
+            log.warning("%s cannot be read (%s); its rows are left out", part, str(error).split("\n")[0])
+    return pa.concat_tables(tables)
+
+
+def find_run(root: Path, name: str) -> Path:
+    """The folder of an existing run, by name under `root` or by its own path."""
+    direct = Path(name)
+    path = direct if (direct / "config.yaml").exists() else run_path(root, name)
+    if not (path / "config.yaml").exists():
+        known = sorted(p.parent.name for p in root.glob("*/config.yaml"))
+        raise StoreError(f"there is no run '{name}' in {root}; known runs: {', '.join(known) or 'none'}")
+    return path.resolve()
 
 
 def run_path(root: Path, name: str) -> Path:

@@ -1,7 +1,7 @@
-"""Two places where a model can be finished: on the run's cluster, or in this process.
+"""Where a model is finished: on the run's cluster or in this process, from the supernet's weights or from scratch.
 
-`ClusterBench` uses the services of a running search. `LocalBench` needs no Ray, so that `paretoray generate` answers
-at once; it works where this machine is the device the run was made for, and says so where it is not.
+The cluster benches use the services of a running search. The local ones need no Ray, so that `paretoray generate`
+answers at once; they work where this machine is the device the run was made for, and say so where it is not.
 """
 from __future__ import annotations
 
@@ -16,80 +16,115 @@ from actors.data import Batches, Preprocessing, Splits, calibration_images
 from actors.evaluator import Evaluation, SupernetEvaluator
 from actors.finetune import fine_tuned_weights
 from actors.latencyworker import input_shape
+from actors.supernet import load_weights
 from actors.targets.catalogue import make_target
 from actors.targets.target import LatencySample, LatencyTarget, Workload, merge_samples
-from orchestrator.config import Config
-from orchestrator.context import RunContext
+from orchestrator.config import Config, DeliverySettings
+from orchestrator.context import RunContext, recorded_latencies
 from orchestrator.evaluation import evaluate_architectures, measure_architectures
+from orchestrator.handover import Workbench
+from orchestrator.retraining import Retrained, retrain_missing
 from orchestrator.services import supernet_settings
+from orchestrator.store import RunStore
 from searchspaces.errors import ParetorayError, TargetError
 from searchspaces.space import SearchSpace, Tokens
 
+Weights = Mapping[str, NDArray[Any]]
+
+
+def cluster_bench(run: RunContext) -> Workbench:
+    return SupernetClusterBench(run) if run.config.accuracy.source == "supernet" else ScratchClusterBench(run)
+
+
+def local_bench(config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
+                store: RunStore) -> Workbench:
+    """TargetError if this machine is not the run's target."""
+    bench = SupernetLocalBench if config.accuracy.source == "supernet" else ScratchLocalBench
+    return bench(config, space, splits, preprocessing, store)
+
 
 class ClusterBench:
-    """The run's own pools and supernet actor; what is measured or evaluated here is recorded in the run."""
+    """The run's own pools; what is measured or evaluated here is recorded in the run."""
 
     def __init__(self, run: RunContext) -> None:
-        self._run = run
+        self.run = run
 
     def latencies_ms(self, tokens_NT: Tokens) -> list[float | None]:
-        measure_architectures(self._run, tokens_NT)
-        return [self._run.measured_ms.get(self._run.space.arch_id(row)) for row in tokens_NT]
+        measure_architectures(self.run, tokens_NT)
+        return [self.run.measured_ms.get(self.run.space.arch_id(row)) for row in tokens_NT]
 
     def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
-        return [trial.accuracy for trial in evaluate_architectures(self._run, tokens_NT)]
-
-    def trained_weights(self, tokens_T: Tokens, epochs: int, learning_rate: float) -> Mapping[str, NDArray[Any]]:
-        supernet = self._run.services.supernet()
-        weights: Mapping[str, NDArray[Any]] = self._run.wait(supernet.fine_tune.remote(tokens_T, epochs, learning_rate))
-        return weights
+        return [trial.accuracy for trial in evaluate_architectures(self.run, tokens_NT)]
 
     def time_file(self, model: bytes) -> LatencySample:
-        return self._run.services.latency().measure_onnx(model, visits=self._run.config.latency.visits)
+        return self.run.services.latency().measure_onnx(model, visits=self.run.config.latency.visits)
+
+
+class SupernetClusterBench(ClusterBench):
+    """Fine-tunes in the supernet's actor."""
+
+    def finals(self, tokens_NT: Tokens) -> list[float | None]:
+        return [None] * len(tokens_NT)
+
+    def trained_weights(self, tokens_T: Tokens) -> Weights:
+        settings, supernet = self.run.config.delivery, self.run.services.supernet()
+        weights: Weights = self.run.wait(supernet.fine_tune.remote(
+            tokens_T, settings.fine_tune_epochs, settings.fine_tune_learning_rate))
+        return weights
+
+    def training(self) -> dict[str, Any]:
+        return fine_tuning(self.run.config.delivery)
+
+
+class ScratchClusterBench(ClusterBench):
+    """Retrains from scratch, all finalists at once."""
+
+    def __init__(self, run: RunContext) -> None:
+        super().__init__(run)
+        self._retrained = Retrained(run.config, run.space, run.splits, run.preprocessing, run.store)
+
+    def finals(self, tokens_NT: Tokens) -> list[float | None]:
+        done = sum(self._retrained.accuracy(row) is not None for row in tokens_NT)
+        self.run.progress.stage("retrain finalists", total=len(tokens_NT), done=done)
+        for row in retrain_missing(self.run, self._retrained, tokens_NT):
+            self.run.store.event("retrained", arch_id=self.run.space.arch_id(row),
+                                 accuracy=self._retrained.accuracy(row))
+            self.run.progress.advance(1, validation=self._retrained.accuracy(row) or 0.0)
+        return [self._retrained.accuracy(row) for row in tokens_NT]
+
+    def trained_weights(self, tokens_T: Tokens) -> Weights:
+        return self._retrained.weights(tokens_T)
+
+    def training(self) -> dict[str, Any]:
+        return retraining(self.run.config)
 
 
 class LocalBench:
-    """Everything in this process. TargetError if this machine is not the run's target."""
+    """Everything in this process."""
 
     def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
-                 weights: tuple[int, Mapping[str, NDArray[Any]]], state: Mapping[str, Any],
-                 measured_ms: Mapping[str, float]) -> None:
-        self._config, self._space, self._splits = config, space, splits
-        self._preprocessing = preprocessing
-        self._measured = dict(measured_ms)
-        torch.set_num_threads(config.supernet.cpus)  # as in the training worker
+                 store: RunStore) -> None:
+        self.config, self.space, self.splits = config, space, splits
+        self.preprocessing = preprocessing
+        self._measured = recorded_latencies(store)
+        state = store.state()
         self._reference_ms: float = state["reference_ms"]
         with contextlib.closing(self._target()) as target:
             if target.identity().target_id != state["target_id"]:
                 raise TargetError(f"this machine is {target.identity()}, not the run's target {state['target']}; "
                                   "generate on the machine that the run measured")
-        calibration = calibration_images(splits.train, config.search.calibration_images, config.seed)
-        self._evaluator = SupernetEvaluator(space, preprocessing.prepare(splits.val),
-                                            preprocessing.prepare(calibration))
-        self._evaluator.set_weights(*weights)
 
     def latencies_ms(self, tokens_NT: Tokens) -> list[float | None]:
         return [self._latency_ms(row) for row in tokens_NT]
 
-    def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
-        evaluations: Sequence[Evaluation] = self._evaluator.evaluate(tokens_NT)
-        return [None if e.error else e.accuracy for e in evaluations]
-
-    def trained_weights(self, tokens_T: Tokens, epochs: int, learning_rate: float) -> Mapping[str, NDArray[Any]]:
-        settings = supernet_settings(self._config)
-        batches = Batches(self._splits.train, self._preprocessing, settings.augmentation,
-                          min(settings.batch_size, len(self._splits.train)), settings.seed)
-        network = self._evaluator.network(tokens_T)
-        return fine_tuned_weights(network, batches, epochs, learning_rate, settings.calibration_images)
-
     def time_file(self, model: bytes) -> LatencySample:
-        return self._visits(Workload(onnx=model), self._config.latency.visits)
+        return self._visits(Workload(onnx=model), self.config.latency.visits)
 
     def _latency_ms(self, tokens_T: Tokens) -> float | None:
-        arch_id = self._space.arch_id(tokens_T)
+        arch_id = self.space.arch_id(tokens_T)
         if arch_id not in self._measured:
             try:
-                workload = Workload(tokens_T=tokens_T, graph=self._space.graph(tokens_T))
+                workload = Workload(tokens_T=tokens_T, graph=self.space.graph(tokens_T))
                 self._measured[arch_id] = self._visits(workload, 1).latency_ms
             except ParetorayError:
                 return None
@@ -102,7 +137,67 @@ class LocalBench:
 
     def _target(self) -> LatencyTarget:
         """Opened for each measurement only: while it is open, this thread and its children stay on one core."""
-        return make_target(self._config.target.name, self._config.target.options, input_shape(self._space),
+        return make_target(self.config.target.name, self.config.target.options, input_shape(self.space),
                            self._reference_ms)
 
 
+class SupernetLocalBench(LocalBench):
+    """With the supernet's last checkpoint."""
+
+    def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
+                 store: RunStore) -> None:
+        super().__init__(config, space, splits, preprocessing, store)
+        torch.set_num_threads(config.supernet.cpus)  # as in the training worker
+        calibration = calibration_images(splits.train, config.search.calibration_images, config.seed)
+        self._evaluator = SupernetEvaluator(space, preprocessing.prepare(splits.val),
+                                            preprocessing.prepare(calibration))
+        self._evaluator.set_weights(*load_weights(store.path / "checkpoints"))
+
+    def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
+        evaluations: Sequence[Evaluation] = self._evaluator.evaluate(tokens_NT)
+        return [None if e.error else e.accuracy for e in evaluations]
+
+    def finals(self, tokens_NT: Tokens) -> list[float | None]:
+        return [None] * len(tokens_NT)
+
+    def trained_weights(self, tokens_T: Tokens) -> Weights:
+        settings, delivery = supernet_settings(self.config), self.config.delivery
+        batches = Batches(self.splits.train, self.preprocessing, settings.augmentation,
+                          min(settings.batch_size, len(self.splits.train)), settings.seed)
+        return fine_tuned_weights(self._evaluator.network(tokens_T), batches, delivery.fine_tune_epochs,
+                                  delivery.fine_tune_learning_rate, settings.calibration_images)
+
+    def training(self) -> dict[str, Any]:
+        return fine_tuning(self.config.delivery)
+
+
+class ScratchLocalBench(LocalBench):
+    """With what the run has retrained already; an architecture that it has not is retrained here, in this process."""
+
+    def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
+                 store: RunStore) -> None:
+        super().__init__(config, space, splits, preprocessing, store)
+        self._recorded = {trial.arch_id: trial.accuracy for trial in store.read_trials()}
+        self._retrained = Retrained(config, space, splits, preprocessing, store)
+
+    def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
+        """Of the recorded trials: nothing new is evaluated here."""
+        return [self._recorded.get(self.space.arch_id(row)) for row in tokens_NT]
+
+    def finals(self, tokens_NT: Tokens) -> list[float | None]:
+        return [self._retrained.accuracy(row) for row in tokens_NT]
+
+    def trained_weights(self, tokens_T: Tokens) -> Weights:
+        return self._retrained.weights(tokens_T)
+
+    def training(self) -> dict[str, Any]:
+        return retraining(self.config)
+
+
+def fine_tuning(settings: DeliverySettings) -> dict[str, Any]:
+    return {"fine_tune_epochs": settings.fine_tune_epochs}
+
+
+def retraining(config: Config) -> dict[str, Any]:
+    return {"retrain_epochs": config.delivery.retrain_epochs,
+            "recipe": config.accuracy.model_dump(mode="json", exclude={"workers", "cpus", "gpus", "knowledge"})}

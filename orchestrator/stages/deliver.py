@@ -12,7 +12,7 @@ from orchestrator.handover import Delivered, HandOver
 from orchestrator.predictors import LatencyPredictor
 from orchestrator.progress import FinalRow
 from orchestrator.store import RunStore, read_json, write_json
-from orchestrator.workbench import ClusterBench
+from orchestrator.workbench import cluster_bench
 from searchspaces.space import SearchSpace
 
 
@@ -20,10 +20,13 @@ def deliver(run: RunContext) -> None:
     controller = restored_controller(run.store, run.config, run.space)
     settings = run.config.delivery
     run.progress.stage("deliver", total=len(run.budgets_ms), done=0)
-    bench = ClusterBench(run)
-    handover = HandOver(run.space, run.splits, run.preprocessing, bench, settings, run.store.path, lineage(run.store))
+    handover = HandOver(run.space, run.splits, run.preprocessing, cluster_bench(run), settings, run.store.path,
+                        lineage(run.store))
     answers = controller.generate(run.budgets_ms, settings.alternatives)
     candidates = handover.candidates(answers, run.space.canonical(run.space.extremes()))
+    if run.config.accuracy.source != "supernet":
+        candidates = handover.finalists(run.budgets_ms, candidates)
+        run.progress.stage("deliver", total=len(run.budgets_ms), done=0)
     entries: list[Delivered] = []
     for entry in handover.deliver(run.budgets_ms, candidates):
         run.stop.check()

@@ -5,6 +5,7 @@ so a run that is killed anywhere replays the record into a fresh controller and 
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from orchestrator.controllers.controller import Controller, Proposal, Task
 from orchestrator.evaluation import nan_for_none, observation, record_trials
 from orchestrator.progress import Best
 from orchestrator.store import Trial
+from orchestrator.warmstart import earlier_runs
 
 
 def explore(run: RunContext) -> None:
@@ -24,6 +26,7 @@ def explore(run: RunContext) -> None:
     rollouts = run.services.rollouts()
     in_flight: dict[int, Proposal] = {}
     ticket = 0
+    history = MetricsHistory(run, controller)
     while (done := run.store.trials.rows) < evaluations:
         run.stop.check()
         room = min(rollouts.capacity, evaluations - done - len(in_flight))
@@ -40,16 +43,22 @@ def explore(run: RunContext) -> None:
         trials = record_trials(run, [(in_flight.pop(int(str(number))), result) for number, result in finished],
                                controller)
         controller.observe([observation(trial) for trial in trials])
-        _show(run, trials, controller)
+        _show(run, trials)
+        history.note()
     run.progress.stage("learn from all trials")
     controller.generate(run.budgets_ms)  # the last fit, so that the saved state answers at once
+    history.note()
     run.save_controller(controller)
 
 
 def replayed_controller(run: RunContext) -> Controller:
     """A fresh controller that has observed every recorded trial."""
-    task = Task(tuple(run.budgets_ms), run.config.search.evaluations, run.config.seed, run.predictor)
-    controller = make_controller(run.config.controller.name, run.space, task, run.config.controller.options)
+    earlier = earlier_runs(run.store, run.config, run.space)
+    task = Task(tuple(run.budgets_ms), run.config.search.evaluations, run.config.seed, run.predictor, earlier)
+    name = run.config.controller.name
+    controller = make_controller(name, run.space, task, run.config.controller.options)
+    if earlier and not controller.uses_earlier_runs:
+        run.progress.note(f"controller {name} does not learn from earlier runs; their latency table is used")
     trials = run.store.read_trials()
     controller.observe([observation(trial) for trial in trials])
     run.leaders = Leaders(run.budgets_ms)
@@ -59,11 +68,27 @@ def replayed_controller(run: RunContext) -> Controller:
     return controller
 
 
-def _show(run: RunContext, trials: Sequence[Trial], controller: Controller) -> None:
+class MetricsHistory:
+    """The controller's metrics whenever they change: to TensorBoard, and to events.jsonl for the report."""
+
+    def __init__(self, run: RunContext, controller: Controller) -> None:
+        self._run, self._controller = run, controller
+        self._last: dict[str, float] = {}
+
+    def note(self) -> None:
+        metrics = {name: float(value) for name, value in self._controller.metrics().items() if math.isfinite(value)}
+        if metrics == self._last:
+            return
+        self._last = metrics
+        trials = self._run.store.trials.rows
+        self._run.store.event("controller", trials=trials, **metrics)
+        for name, value in metrics.items():
+            self._run.metrics.scalar(f"controller/{name}", value, trials)
+
+
+def _show(run: RunContext, trials: Sequence[Trial]) -> None:
     if not trials:
         return
-    for name, value in controller.metrics().items():
-        run.metrics.scalar(f"controller/{name}", value, trials[-1].sequence)
     run.progress.best([Best(b, t.latency_ms, t.accuracy, run.space.text(np.array(t.tokens, dtype=np.int8)))
                        if (t := run.leaders.best.get(b)) else Best(b) for b in run.leaders.budgets_ms])
     run.progress.advance(len(trials), hypervolume=run.metrics.hypervolume, best=run.metrics.best_accuracy)

@@ -1,7 +1,8 @@
 """First stage: measure the device, learn to predict latency, and refuse budgets that no architecture can meet.
 
 Nothing is trained yet, so a wrong budget costs seconds. The fastest and the slowest architecture are measured first,
-then networks spread between them until the predictor's held-out error is near the noise of the measurements.
+then networks spread between them until the predictor's held-out error is near the noise of the measurements. What an
+earlier run measured on the same device counts as measured.
 """
 from __future__ import annotations
 
@@ -10,10 +11,12 @@ from dataclasses import asdict
 
 import numpy as np
 
+from actors.latencyresult import LatencyResult
 from orchestrator.context import RunContext
 from orchestrator.evaluation import measure_architectures
 from orchestrator.predictors import LatencyPredictor
 from orchestrator.records import latency_result
+from orchestrator.warmstart import earlier_latencies
 from searchspaces.errors import BudgetError
 from searchspaces.space import SearchSpace, Tokens
 
@@ -27,18 +30,19 @@ def measure(run: RunContext) -> None:
     pool = run.services.latency()
     run.store.update_state(reference_ms=pool.reference_ms(), target_id=pool.identity().target_id,
                            target=asdict(pool.identity()))
-    pool.preload([latency_result(row) for row in run.store.latency.read().to_pylist()])
-    plan_NT = spread_sample(run.space, settings.maximum, run.config.seed)
+    known = known_networks(run)
+    pool.preload(known + [latency_result(row) for row in run.store.latency.read().to_pylist()])
+    plan_NT = with_known(spread_sample(run.space, settings.maximum, run.config.seed), [r.tokens_T for r in known])
     measure_architectures(run, plan_NT[:2], run.progress.advance)
     check_reachable(wanted_ms, run.space, run.measured_ms)
-    count = min(settings.initial, settings.maximum)
+    count = max(min(settings.initial, settings.maximum), min(len(known) + 2, len(plan_NT)))
     while True:
         measure_architectures(run, plan_NT[:count], run.progress.advance)
         run.predictor = fit_predictor(run)
         good = run.predictor.heldout_error < GOOD_ENOUGH * run.predictor.noise_floor
-        if good or count >= settings.maximum:
+        if good or count >= len(plan_NT):
             break
-        count = min(count + GROWTH, settings.maximum)
+        count = min(count + GROWTH, len(plan_NT))
     run.save_predictor(run.predictor)
     check_reachable(wanted_ms, run.space, run.measured_ms)
     budgets = wanted_ms or spread_budgets(list(run.measured_ms.values()), run.config.budgets.count)
@@ -50,6 +54,23 @@ def measure(run: RunContext) -> None:
     run.metrics.set_reference(slowest)
     run.store.update_state(budgets_ms=sorted(set(budgets)), fastest_ms=min(run.measured_ms.values()),
                            slowest_ms=slowest)
+
+
+def known_networks(run: RunContext) -> list[LatencyResult]:
+    """What earlier runs measured on this device, the newest run's sample of each network; says what it found."""
+    state = run.store.state()
+    by_run = earlier_latencies(run.store, run.config, run.space, state["target_id"], state["reference_ms"])
+    for name, results in by_run.items():
+        run.progress.note(f"run {name} measured {len(results)} networks of this space on this device: they are used"
+                          if results else f"run {name} measured another device or other networks: its latencies are "
+                                          "not used")
+    return list({result.arch_id: result for results in by_run.values() for result in results}.values())
+
+
+def with_known(plan_NT: Tokens, known: Sequence[Tokens]) -> Tokens:
+    """The plan with what is known behind its two extremes, each row once; never shorter than the plan."""
+    rows = {row.tobytes(): row for row in (*plan_NT[:2], *known, *plan_NT[2:])}
+    return np.stack(list(rows.values()))[:max(len(plan_NT), len(known) + 2)]
 
 
 def fit_predictor(run: RunContext) -> LatencyPredictor:

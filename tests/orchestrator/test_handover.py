@@ -33,8 +33,9 @@ ROWS = SPACE.sample_uniform(np.random.default_rng(1), 4)
 class Bench:
     """A workbench with latencies and accuracies as told: `before` when measured as a graph, `after` as a file."""
 
-    def __init__(self, before: Mapping[str, float], after: Mapping[str, float], diverged: str = "") -> None:
-        self.before, self.after, self.diverged = before, after, diverged
+    def __init__(self, before: Mapping[str, float], after: Mapping[str, float], diverged: str = "",
+                 final: Mapping[str, float] | None = None) -> None:
+        self.before, self.after, self.diverged, self.final = before, after, diverged, final or {}
         self.trained: list[str] = []
 
     def latencies_ms(self, tokens_NT: Tokens) -> list[float | None]:
@@ -43,7 +44,13 @@ class Bench:
     def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
         return [0.5 for _ in tokens_NT]
 
-    def trained_weights(self, tokens_T: Tokens, epochs: int, learning_rate: float) -> dict[str, NDArray[np.float32]]:
+    def finals(self, tokens_NT: Tokens) -> list[float | None]:
+        return [self.final.get(SPACE.arch_id(row)) for row in tokens_NT]
+
+    def training(self) -> dict[str, Any]:
+        return {"fine_tune_epochs": 1}
+
+    def trained_weights(self, tokens_T: Tokens) -> dict[str, NDArray[np.float32]]:
         arch_id = SPACE.arch_id(tokens_T)
         if arch_id == self.diverged:
             raise EvaluationError("fine-tuning diverged")
@@ -124,6 +131,25 @@ def test_larger_budgets_never_get_worse_models_and_models_are_made_once(tmp_path
     again = list(handover(bench, tmp_path).deliver([1.5, 2.5, 4.5], found))
     assert again == made
     assert len(bench.trained) == len(set(bench.trained)) == 3
+
+
+def test_finalists_are_each_budgets_best_ranked_by_their_final_weights(tmp_path: Path) -> None:
+    names = [SPACE.arch_id(row) for row in ROWS]
+    found = candidates([1, 2, 2.1, 4], [0.6, 0.7, 0.8, 0.9])
+    maker = handover(Bench({}, {}, final=dict(zip(names, [0.5, 0.95, 0.8, 0.7]))), tmp_path)
+    maker.settings = maker.settings.model_copy(update={"alternatives": 2})
+    finals = maker.finalists([2.5, 5.0], found)
+    # 2.5 ms shortlists 2.1 and 2 ms, 5 ms shortlists 4 and 2.1 ms: three in all, none of them twice.
+    assert {c.arch_id: c.accuracy for c in finals} == {names[1]: 0.95, names[2]: 0.8, names[3]: 0.7}
+    assert ranked_under(5.0, finals, 0.02)[0].arch_id == names[1]
+
+
+def test_a_budget_without_final_weights_keeps_its_most_promising(tmp_path: Path) -> None:
+    names = [SPACE.arch_id(row) for row in ROWS]
+    found = candidates([1, 2, 2.1, 4], [0.6, 0.7, 0.8, 0.9])
+    maker = handover(Bench({}, {}, final={names[3]: 0.99}), tmp_path)
+    assert [(c.arch_id, c.accuracy) for c in maker.finalists([5.0], found)] == [(names[3], 0.99)]
+    assert [(c.arch_id, c.accuracy) for c in maker.finalists([2.5], found)] == [(names[2], 0.8)]
 
 
 def test_candidates_use_what_is_known_and_evaluate_the_rest(tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""Architectures retrained from scratch for the hand-over, where no supernet has weights for them ([S4 6.2]).
+
+Each is trained once per run, whatever budgets it is a finalist for and however often the run is resumed: finished
+weights are in checkpoints/retrained-ARCH.*, unfinished ones go on from their last epoch in checkpoints/retraining/.
+"""
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from actors.data import Augmentation, Preprocessing, Splits
+from actors.evaluator import share_correct
+from actors.trainer import ProxySettings, retrained_weights, submit_retraining
+from orchestrator.accuracy import Recipe
+from orchestrator.config import Config
+from orchestrator.context import POLL_S, RunContext, has_state, load_state, save_state
+from orchestrator.store import RunStore
+from searchspaces.errors import ClusterError, EvaluationError
+from searchspaces.network import GraphNetwork
+from searchspaces.space import SearchSpace, Tokens
+
+log = logging.getLogger(__name__)
+Weights = Mapping[str, NDArray[Any]]
+ACCURACY = "accuracy"  # beside the tensors
+
+
+def proxy_settings(config: Config, epochs: int) -> ProxySettings:
+    """The trainer's settings from the recipe in section `accuracy`."""
+    recipe = config.accuracy
+    assert isinstance(recipe, Recipe), "a supernet's accuracies come without a recipe"
+    return ProxySettings(epochs=epochs, batch_size=recipe.batch_size, learning_rate=recipe.learning_rate,
+                         weight_decay=recipe.weight_decay, label_smoothing=recipe.label_smoothing, seed=config.seed,
+                         augmentation=Augmentation(padding=recipe.crop_padding, flip=recipe.flip),
+                         calibration_images=config.search.calibration_images)
+
+
+class Retrained:
+    """The retrained architectures of one run, on disk."""
+
+    def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
+                 store: RunStore) -> None:
+        self.space, self.splits, self.preprocessing = space, splits, preprocessing
+        self.settings = proxy_settings(config, config.delivery.retrain_epochs)
+        self.unfinished = str(store.path / "checkpoints" / "retraining")
+        self._store = store
+
+    def accuracy(self, tokens_T: Tokens) -> float | None:
+        """Validation accuracy; None while it is not retrained."""
+        return float(self._load(tokens_T)[ACCURACY]) if has_state(self._store, self._name(tokens_T)) else None
+
+    def weights(self, tokens_T: Tokens) -> Weights:
+        """State dict of the finished network; trained here and now if it is not there yet."""
+        if not has_state(self._store, self._name(tokens_T)):
+            self.save(tokens_T, retrained_weights(self.space, tokens_T, self.splits.train, self.preprocessing,
+                                                  self.settings, self.unfinished, torch.get_num_threads()))
+        return {name: value.numpy() for name, value in self._load(tokens_T).items() if name != ACCURACY}
+
+    def save(self, tokens_T: Tokens, weights: Weights) -> None:
+        network = GraphNetwork(self.space.graph(tokens_T)).eval()
+        network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+        validation = self.preprocessing.prepare(self.splits.val)
+        accuracy = share_correct(network, torch.from_numpy(validation.images), torch.from_numpy(validation.labels))
+        save_state(self._store, self._name(tokens_T), {name: np.array(v) for name, v in weights.items()}
+                   | {ACCURACY: accuracy})
+
+    def _load(self, tokens_T: Tokens) -> dict[str, Any]:
+        return load_state(self._store, self._name(tokens_T))
+
+    def _name(self, tokens_T: Tokens) -> str:
+        return f"retrained-{self.space.arch_id(tokens_T)}"
+
+
+def retrain_missing(run: RunContext, retrained: Retrained, tokens_NT: Tokens) -> Iterator[Tokens]:
+    """Retrains what is missing, several at once across the cluster; yields each architecture as it is finished. One
+    that diverges is left out with a warning."""
+    recipe = run.config.accuracy
+    assert isinstance(recipe, Recipe)
+    waiting = [row for row in tokens_NT if retrained.accuracy(row) is None]
+    if not waiting:
+        return
+    run.services.close_rollouts()  # their CPUs and GPUs are for the trainers now
+    train = ray.put(run.splits.train)
+    pending: dict[ray.ObjectRef, Tokens] = {}
+    progress_s = time.monotonic()
+    try:
+        while waiting or pending:
+            run.stop.check()
+            while waiting and len(pending) < run.services.trainers(recipe):
+                row = waiting.pop(0)
+                pending[submit_retraining(run.space, row, train, run.preprocessing, retrained.settings,
+                                          retrained.unfinished, recipe.cpus, recipe.gpus)] = row
+            for reference in ray.wait(list(pending), timeout=POLL_S)[0]:
+                row, progress_s = pending.pop(reference), time.monotonic()
+                if _save(retrained, row, reference):
+                    yield row
+            if time.monotonic() - progress_s > run.config.delivery.retrain_time_out_s:
+                raise ClusterError(f"no retraining finished within {run.config.delivery.retrain_time_out_s:g} s "
+                                   "(delivery.retrain_time_out_s); raise it or lower delivery.retrain_epochs, then "
+                                   "resume the run")
+    finally:
+        for reference in pending:
+            ray.cancel(reference, force=True)
+
+
+def _save(retrained: Retrained, tokens_T: Tokens, reference: ray.ObjectRef) -> bool:
+    try:
+        retrained.save(tokens_T, ray.get(reference))
+    except EvaluationError as error:
+        log.warning("retraining of %s failed (%s); it is not handed over", retrained.space.arch_id(tokens_T), error)
+        return False
+    return True
+
+

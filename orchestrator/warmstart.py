@@ -1,0 +1,135 @@
+"""What earlier runs know, for a new one: their trials, and their latencies where the device is the same.
+
+Everything is copied into the new run's folder before its first stage, so that a resumed run sees what the first process
+saw, whatever happens to the earlier runs meanwhile:
+
+    runs/NAME/earlier/RUN/  trials.parquet  latency.parquet  about.json (written last)
+
+Compatible are runs whose token positions and vocabularies are equal: then their accuracies say something about this
+space, also at another resolution or for another dataset. Latencies are taken only of the same device and the very same
+networks (equal target_id and space_id).
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from actors.data import Splits
+from actors.latencyresult import LatencyResult
+from orchestrator.config import Config, load_config
+from orchestrator.controllers.controller import EarlierRun
+from orchestrator.records import latency_result
+from orchestrator.store import (
+    LATENCY_SCHEMA,
+    TRIAL_SCHEMA,
+    RunStore,
+    find_run,
+    read_json,
+    read_parts,
+    write_atomically,
+    write_json,
+)
+from searchspaces.catalogue import make_space
+from searchspaces.errors import ConfigError
+from searchspaces.space import SearchSpace
+
+FOLDER = "earlier"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run to start from, found and compatible. `about` is what the copy remembers of it."""
+
+    path: Path
+    about: dict[str, Any]
+
+
+def check_earlier(config: Config, runs: Path, space: SearchSpace, splits: Splits) -> list[Source]:
+    """The runs of `warm_start`. StoreError for one that is not there, ConfigError naming both spaces where one is of
+    another space."""
+    sources = []
+    for name in config.warm_start:
+        path = find_run(runs, name)
+        if path.name in {source.path.name for source in sources}:
+            raise ConfigError(f"warm_start names two runs called '{path.name}'; give each run once")
+        earlier = load_config(path / "config.yaml")
+        state = read_json(path / "state.json") if (path / "state.json").exists() else {}
+        # Classes and channels change neither positions nor vocabularies: those of this run do.
+        theirs = make_space(earlier.space.name, classes=len(state.get("classes", splits.classes)),
+                            channels=state.get("channels", splits.channels), options=earlier.space.options)
+        if _tokens(theirs) != _tokens(space):
+            raise ConfigError(f"run '{path.name}' cannot warm-start this one: its space {theirs.space_id} has other "
+                              f"tokens than {space.space_id}; name runs of the same kind of space")
+        sources.append(Source(path, {
+            "name": path.name, "space_id": theirs.space_id, "same_task": _same_task(earlier, state, config, splits)}))
+    return sources
+
+
+def freeze_earlier(store: RunStore, sources: Sequence[Source]) -> None:
+    """Copies what the earlier runs hold now into the run's folder."""
+    for source in sources:
+        folder = store.path / FOLDER / source.path.name
+        for name, schema in (("trials", TRIAL_SCHEMA), ("latency", LATENCY_SCHEMA)):
+            with write_atomically(folder / f"{name}.parquet") as temporary:
+                pq.write_table(read_parts(source.path / name, schema), temporary, compression="zstd")
+        write_json(folder / "about.json", source.about)
+
+
+def is_frozen(store: RunStore, config: Config) -> bool:
+    return all((store.path / FOLDER / Path(name).name / "about.json").exists() for name in config.warm_start)
+
+
+def earlier_runs(store: RunStore, config: Config, space: SearchSpace) -> tuple[EarlierRun, ...]:
+    """The successful trials of every earlier run, in the order of `warm_start`, then of their logs."""
+    target_id = store.state()["target_id"]
+    runs = []
+    for about, folder in _copies(store, config):
+        rows = [row for row in pq.read_table(folder / "trials.parquet").to_pylist() if row["accuracy"] is not None]
+        if not rows:
+            continue
+        comparable = about["space_id"] == space.space_id
+        runs.append(EarlierRun(
+            about["name"], about["same_task"], space.canonical(np.array([row["tokens"] for row in rows], np.int8)),
+            np.array([row["accuracy"] for row in rows], dtype=np.float64),
+            np.array([row["latency_ms"] if comparable and row["target_id"] == target_id else np.nan for row in rows],
+                     dtype=np.float64)))
+    return tuple(runs)
+
+
+def earlier_latencies(store: RunStore, config: Config, space: SearchSpace, target_id: str,
+                      reference_ms: float) -> dict[str, list[LatencyResult]]:
+    """By run, each network that was measured on this very device, in units of this run's reference."""
+    found: dict[str, list[LatencyResult]] = {}
+    for about, folder in _copies(store, config):
+        rows = pq.read_table(folder / "latency.parquet").to_pylist() if about["space_id"] == space.space_id else []
+        results = [latency_result(row) for row in rows if row["latency_ms"] and row["target_id"] == target_id]
+        found[about["name"]] = [_rebased(result, reference_ms) for result in results]
+    return found
+
+
+def _rebased(result: LatencyResult, reference_ms: float) -> LatencyResult:
+    """What a visit measures is the ratio to the reference network; the reference's quiet value is the run's unit."""
+    sample = result.sample
+    assert sample is not None
+    return replace(result, sample=replace(sample, latency_ms=sample.ratio * reference_ms, reference_ms=reference_ms))
+
+
+def _copies(store: RunStore, config: Config) -> list[tuple[dict[str, Any], Path]]:
+    folders = [store.path / FOLDER / Path(name).name for name in config.warm_start]
+    return [(read_json(folder / "about.json"), folder) for folder in folders]
+
+
+def _tokens(space: SearchSpace) -> list[tuple[str, tuple[int | float | str, ...]]]:
+    return [(choice.kind, choice.values) for choice in space.choices]
+
+
+def _same_task(earlier: Config, state: dict[str, Any], config: Config, splits: Splits) -> bool:
+    """Accuracies on one scale: the same dataset and classes, and the same way to get an accuracy."""
+    recipes = [(c.accuracy.source, getattr(c.accuracy, "epochs", None)) for c in (earlier, config)]
+    recorded = (state.get("dataset"), tuple(state.get("classes", ())))
+    return recorded == (splits.name, splits.classes) and recipes[0] == recipes[1]
