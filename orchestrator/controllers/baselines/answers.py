@@ -17,7 +17,7 @@ from searchspaces.space import SearchSpace, Tokens
 
 
 class ObservedTrials:
-    """The log of a search as far as answers need it. `successful` trials are in the order of the log, tokens canonical."""
+    """The log of a search as far as answers need it. `successful` keeps the order of the log; tokens are canonical."""
 
     def __init__(self, space: SearchSpace, latency: LatencyModel | None = None) -> None:
         self.space = space
@@ -33,7 +33,7 @@ class ObservedTrials:
                 self.successful.append(Observation(tokens_T, trial.accuracy, trial.latency_ms))
 
     def answers(self, budgets_ms: Sequence[float], alternatives: int = 1) -> list[list[Answer]]:
-        """See Controller.generate: the most accurate trials at or under each budget, the fastest where there is none."""
+        """As Controller.generate: the most accurate trials at or under each budget, the fastest if there is none."""
         if not self.successful:
             return [[self._uninformed(float(budget_ms))] for budget_ms in budgets_ms]
         return [best_trials(self.successful, float(budget_ms), alternatives) for budget_ms in budgets_ms]
