@@ -1,0 +1,219 @@
+"""The architecture knowledge pool: new networks start from trained blocks (FNAS 4.3; specification fnas.md section 5).
+
+    pool = KnowledgePool("~/knowledge", space, epochs=4, gate_file=run / "knowledge.json")
+    warm = pool.begin_batch()                       # the same answer for every network of the batch
+    start = pool.start(tokens_T)                    # the best stored block for each block of the network
+    inherit(network, start.sources)                 # searchspaces/adaptation.py; then train for `epochs`
+    pool.insert(tokens_T, weights, iterations, [before + iterations for before in start.lineage])
+
+The best block is of the same stage and has most equal tokens; it is a hit if at most one differs (knowledgerules.py).
+The files are in knowledgeentry.py and knowledgestore.py.
+
+Fairness. All entries of a pool were trained for the same number of epochs: another number is another pool, beside it in
+the same folder. A search starts cold until 99 % of its last 200 queries were hits; from then on the pool stays switched
+on. Among equally similar entries the one whose lineage (iterations along its chain of warm starts) is nearest to the
+pool's median is taken, so that networks of a batch have had equal training, and among those the most recent.
+
+The pool outlives the run: the next search, and the next task with the same space, start from it (`epochs` equal; image
+channels and classes may differ). What belongs to one search is the window of recent queries, in `gate_file`.
+"""
+from __future__ import annotations
+
+import json
+import logging
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.knowledgeentry import NewEntry, write_whole
+from actors.knowledgerules import Entries, Gate, best_match, block_id, similarity
+from actors.knowledgestore import KnowledgeStore
+from searchspaces.blockweights import SourceBlock, sort_channels, split_blocks
+from searchspaces.errors import ClusterError, StoreError
+from searchspaces.graph import Block, Graph, tensor_shapes
+from searchspaces.space import SearchSpace, Tokens
+
+log = logging.getLogger(__name__)
+MAXIMUM_MB = 2000.0
+START_TIME_OUT_S = 60.0
+READ_ATTEMPTS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a network starts: one source per block of its graph; all None while the pool is not `active`.
+
+    `hits` of `queries` searched blocks have a close enough match, counted whether or not the pool is active.
+    """
+
+    active: bool
+    hits: int
+    queries: int
+    sources: tuple[SourceBlock | None, ...]
+
+    @property
+    def lineage(self) -> tuple[int, ...]:
+        """Iterations behind the initial weights of each block, 0 for fresh ones."""
+        return tuple(source.lineage if source is not None else 0 for source in self.sources)
+
+    @property
+    def lineage_spread(self) -> int:
+        """By how many iterations the training before this start differs between blocks; 0 is strictly fair."""
+        return max(self.lineage) - min(self.lineage)
+
+
+class KnowledgePool:
+    """See the module docstring. One thread at a time; any number of processes may open the same folder.
+
+    A plain class: `KnowledgeService` makes it an actor for trainers that do not share a disk. Everything that survives
+    its process is in the folder and the gate file. All methods may be called again after a lost answer.
+    """
+
+    def __init__(self, folder: str | Path, space: SearchSpace, epochs: int, maximum_mb: float = MAXIMUM_MB,
+                 gate_file: str | Path | None = None) -> None:
+        """StoreError if `folder` cannot be used or belongs to another space."""
+        folder = Path(folder).expanduser().absolute()
+        self._space, self._epochs = space, epochs
+        try:
+            _claim(folder, space)
+            self._store = KnowledgeStore(folder / f"epochs-{epochs}", maximum_mb * 1e6)
+        except OSError as error:
+            raise StoreError(f"the knowledge pool {folder} cannot be opened ({error.strerror or error}); correct its "
+                             "permissions or name another folder") from error
+        self._gate = Gate(None if gate_file is None else Path(gate_file))
+        self._skipped = 0
+
+    # --- the gate ----------------------------------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """Have enough recent queries been hits? Once True, True for the rest of the search."""
+        return self._gate.on
+
+    def begin_batch(self) -> bool:
+        """Decides whether the starts until the next call are warm, so that no batch mixes warm and cold ones. A search
+        that never calls this goes warm with the first start after the pool is ready."""
+        self._gate.batch = self._gate.on
+        self._gate.save()
+        return self._gate.batch
+
+    # --- queries -----------------------------------------------------------------------------------------------------
+
+    def start(self, tokens_T: Tokens, active: bool | None = None) -> Start:
+        """The best stored block for each block of an architecture. `active` overrides the gate's decision."""
+        if active is None:
+            active = self._gate.on if self._gate.batch is None else self._gate.batch
+        blocks, entries = self._space.graph(tokens_T).blocks, self._store.entries()
+        sources = tuple(self._source(block, entries) if active else None for block in blocks)
+        hits = [source is not None if active else best_match(block, entries) is not None
+                for block, source in zip(blocks, sources, strict=True) if block.key]
+        self._gate.record(hits)
+        return Start(active, sum(hits), len(hits), sources)
+
+    def _source(self, block: Block, entries: Entries) -> SourceBlock | None:
+        for _ in range(READ_ATTEMPTS):
+            entry = best_match(block, entries)
+            if entry is None:
+                return None
+            weights = self._store.read(entry)
+            if weights is not None:
+                return SourceBlock(entry.stage, entry.key, similarity(block.key, entry.key), entry.lineage, weights)
+            entries = self._store.entries()     # the file was replaced, evicted or damaged
+        return None
+
+    # --- entries -----------------------------------------------------------------------------------------------------
+
+    def insert(self, tokens_T: Tokens, weights: Mapping[str, NDArray[np.generic]], iterations: int,
+               lineage_per_block: Sequence[int]) -> bool:
+        """Stores all blocks of a network that was trained for `iterations` (the pool's number of epochs). The lineages
+        include them. False, with a warning, if the disk is full or the weights are not finite.
+
+        StoreError if the weights are not those of this architecture.
+        """
+        graph = self._space.graph(tokens_T)
+        _check_weights(graph, weights, self._space.text(tokens_T))
+        if not all(np.isfinite(array).all() for array in weights.values()):
+            log.warning("the weights of %s are not finite; they are not stored", self._space.text(tokens_T))
+            return False
+        blocks = split_blocks(graph, sort_channels(graph, weights))
+        new = [NewEntry(block_id(block), tensors, lineage, iterations)
+               for block, tensors, lineage in zip(graph.blocks, blocks, lineage_per_block, strict=True)]
+        stored = self._store.write(new)
+        self._skipped += not stored
+        return stored
+
+    def statistics(self) -> dict[str, float]:
+        """Entries and megabytes on disk, the gate, the lineages of all entries (iterations), and what was lost:
+        `damaged` entries, `skipped` networks that the disk did not take."""
+        entries = self._store.entries().values()
+        lineages = [entry.lineage for entry in entries] or [0]
+        return {
+            "entries": len(entries), "megabytes": sum(entry.size_bytes for entry in entries) / 1e6,
+            "hit_ratio": self._gate.hit_ratio, "queries": len(self._gate.recent), "active": float(self._gate.on),
+            "lineage_smallest": min(lineages), "lineage_median": float(np.median(lineages)),
+            "lineage_largest": max(lineages), "damaged": self._store.lost, "skipped": self._skipped,
+        }
+
+    def __repr__(self) -> str:
+        return f"KnowledgePool({self._space.space_id}, {self._epochs} epochs)"
+
+
+def _check_weights(graph: Graph, weights: Mapping[str, NDArray[np.generic]], text: str) -> None:
+    shapes = {node.name: node.shape for node in graph.nodes}
+    expected = {f"{node.name}.{suffix}": shape for node in graph.nodes[1:]
+                for suffix, shape in tensor_shapes(node, shapes[node.inputs[0]]).items()}
+    for name in sorted(expected.keys() | weights.keys()):
+        got = np.shape(weights[name]) if name in weights else None
+        if got != expected.get(name):
+            raise StoreError(f"tensor {name} has shape {got}, architecture {text} has {expected.get(name)} there; "
+                             "insert the state dict of its own network")
+
+
+def _claim(folder: Path, space: SearchSpace) -> None:
+    """One folder, one space. What the dataset decides (channels, classes) may differ."""
+    family = re.sub(r",?\b(channels|classes)=\d+", "", space.space_id)
+    about = folder / "pool.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not about.exists():
+        write_whole(about, json.dumps({"space": family}).encode())
+    try:
+        theirs = json.loads(about.read_bytes())["space"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{about} is damaged ({error}); remove the folder or name another one") from error
+    if theirs != family:
+        raise StoreError(f"the knowledge pool {folder} holds blocks of {theirs}, not of {family}; name another folder "
+                         "for this search space")
+
+
+class KnowledgeService:
+    """Driver side: the pool as an actor on this node, where its folder is. `actor` is the handle for trainers.
+
+    Killed, it comes back with what is in the folder and the gate file; calls in flight are repeated.
+    """
+
+    def __init__(self, folder: str | Path, space: SearchSpace, epochs: int, maximum_mb: float = MAXIMUM_MB,
+                 gate_file: str | Path | None = None, name: str = "knowledge") -> None:
+        """StoreError as the pool, ClusterError if the actor does not start."""
+        folder = Path(folder).expanduser().absolute()
+        KnowledgePool(folder, space, epochs, maximum_mb)    # a refusal is raised here, in one sentence
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options: Any = ray.remote(KnowledgePool).options(
+            name=f"{name}.{uuid.uuid4().hex[:6]}", num_cpus=0, max_restarts=-1, max_task_retries=-1,
+            scheduling_strategy=here)
+        gate = None if gate_file is None else str(Path(gate_file).absolute())
+        self.actor = options.remote(str(folder), space, epochs, maximum_mb, gate)
+        if not ray.wait([self.actor.statistics.remote()], timeout=START_TIME_OUT_S)[0]:
+            ray.kill(self.actor)
+            raise ClusterError(f"the knowledge pool did not start within {START_TIME_OUT_S:g} s; look at this node's "
+                               "load and memory")
+
+    def close(self) -> None:
+        """Ends the actor; the pool stays on the disk."""
+        ray.kill(self.actor)

@@ -1,0 +1,137 @@
+"""One entry of the knowledge pool: a trained block as a safetensors file, and its row in the Parquet index.
+
+The facts of the row are in the file too, as its metadata, so that a lost index can be made again from the entries.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load, save
+
+SCHEMA = pa.schema([
+    ("stage", pa.int64()), ("kind", pa.string()), ("key", pa.list_(pa.int64())), ("file", pa.string()),
+    ("sha256", pa.string()), ("size_bytes", pa.int64()), ("lineage", pa.int64()), ("iterations", pa.int64()),
+    ("written_ns", pa.int64()),
+])
+BlockId = tuple[int, str, tuple[int, ...]]     # stage, kind, key
+
+
+class DamagedError(Exception):
+    """A file is there and is not what was written."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the index. `kind` names blocks without choices (stem, head), which have no key; else it is "".
+
+    `lineage`: training iterations along the chain of warm starts, the last `iterations` of them in this network.
+    """
+
+    stage: int
+    kind: str
+    key: tuple[int, ...]
+    file: str
+    sha256: str
+    size_bytes: int
+    lineage: int
+    iterations: int
+    written_ns: int
+
+    @property
+    def block(self) -> BlockId:
+        return self.stage, self.kind, self.key
+
+    def weights(self, folder: Path) -> dict[str, NDArray[np.generic]]:
+        """The tensors, by their names within the block. OSError if the file cannot be read, DamagedError."""
+        content = (folder / self.file).read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise DamagedError("its content does not have the digest that was written")
+        return load(content)
+
+    @staticmethod
+    def of_file(path: Path) -> Entry:
+        """The row from the file alone. OSError if it cannot be read, DamagedError."""
+        content = path.read_bytes()
+        try:
+            with safe_open(path, "numpy") as file:
+                facts = json.loads(file.metadata()["entry"])
+            facts |= {"key": tuple(facts["key"]), "file": path.name, "size_bytes": len(content),
+                      "sha256": hashlib.sha256(content).hexdigest()}
+            return Entry(**{field.name: facts[field.name] for field in fields(Entry)})
+        except (ValueError, LookupError, TypeError, SafetensorError) as error:
+            raise DamagedError(str(error)) from error
+
+
+@dataclass(frozen=True, eq=False)
+class NewEntry:
+    """A block to be stored; its channels are sorted (searchspaces/blockweights.py)."""
+
+    block: BlockId
+    weights: Mapping[str, NDArray[np.generic]]
+    lineage: int
+    iterations: int
+
+    def packed(self, written_ns: int) -> tuple[Entry, bytes]:
+        """The row and the file's content."""
+        stage, kind, key = self.block
+        facts = {"stage": stage, "kind": kind, "key": key, "lineage": self.lineage, "iterations": self.iterations,
+                 "written_ns": written_ns}
+        content = save({name: np.ascontiguousarray(array) for name, array in self.weights.items()},
+                       {"entry": json.dumps(facts)})
+        file = f"{stage}-{kind or '.'.join(map(str, key))}-{unique(written_ns)}.safetensors"
+        return Entry(stage, kind, key, file, hashlib.sha256(content).hexdigest(), len(content), self.lineage,
+                     self.iterations, written_ns), content
+
+
+def newest(entries: Iterable[Entry]) -> dict[BlockId, Entry]:
+    """The last written entry of every block."""
+    found: dict[BlockId, Entry] = {}
+    for entry in entries:
+        if entry.block not in found or found[entry.block].written_ns < entry.written_ns:
+            found[entry.block] = entry
+    return found
+
+
+def write_index(path: Path, rows: Sequence[Entry]) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA), buffer, write_page_checksum=True)
+    write_whole(path, buffer.getvalue().to_pybytes())
+
+
+def read_index(path: Path) -> list[Entry]:
+    """OSError if the file cannot be read, DamagedError."""
+    content = path.read_bytes()
+    try:
+        table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read(SCHEMA.names)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DamagedError(str(error)) from error
+    return [Entry(**{**row, "key": tuple(row["key"])}) for row in table.to_pylist()]
+
+
+def unique(written_ns: int) -> str:
+    """A part of file names that no other process uses."""
+    return f"{written_ns:x}-{uuid.uuid4().hex[:8]}"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Under a temporary name, on the disk, then renamed: a reader sees all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
