@@ -25,11 +25,13 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from ray.actor import ActorHandle
 
 from actors.checkpoints import read_newest, remove_checkpoints, write_checkpoint
 from actors.data import Augmentation, Batches, Images, Prepared, Preprocessing, mapped
 from actors.evaluator import Evaluator, Weights, share_correct
 from actors.finetune import Device, NetworkTraining, Recipe, arrays, recalibrate, training_device
+from actors.knowledge import KnowledgePool
 from actors.warmstart import KnowledgeLink
 from searchspaces.errors import ConfigError, EvaluationError, StoreError
 from searchspaces.network import GraphNetwork
@@ -207,7 +209,7 @@ class ProxyEvaluator(Evaluator):
 class ProxyEvaluatorFactory:
     """Builds the evaluator inside a rollout worker. References are resolved there: one copy of the data per node.
 
-    `folder` should be on a disk that all nodes share. `knowledge` is a knowledge pool or its actor's handle.
+    `folder` should be on a disk that all nodes share. `knowledge`: the pool's actor, or a pool of this process.
     """
 
     space: SearchSpace
@@ -216,7 +218,7 @@ class ProxyEvaluatorFactory:
     validation: Prepared | ray.ObjectRef
     settings: ProxySettings
     folder: str
-    knowledge: Any = None
+    knowledge: KnowledgePool | ActorHandle | None = None
 
     def __call__(self) -> ProxyEvaluator:
         train: Images = _fetched(self.train)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from actors.knowledge import KnowledgePool, Start
 from searchspaces.adaptation import inherit
 from searchspaces.errors import ParetorayError
 from searchspaces.network import GraphNetwork
@@ -25,25 +26,21 @@ ANSWER_TIME_OUT_S = 30.0
 
 
 class KnowledgeLink:
-    """`pool` is a KnowledgePool, or the handle of the actor around it."""
+    """`pool` may be the handle of the actor around it (actors/knowledge.py)."""
 
-    def __init__(self, pool: Any, time_out_s: float = ANSWER_TIME_OUT_S) -> None:
+    def __init__(self, pool: KnowledgePool | ActorHandle, time_out_s: float = ANSWER_TIME_OUT_S) -> None:
         self._pool, self._time_out_s = pool, time_out_s
 
     def warm_start(self, tokens_T: Tokens, network: GraphNetwork) -> dict[str, Any]:
         """Initialises a fresh `network` from the pool if that is switched on; the numbers of this start. `lineage`:
         training iterations behind the initial weights of each block, 0 for fresh ones."""
-        blocks = len(network.graph.blocks)
         try:
-            start = self._call("start", tokens_T)
+            start: Start = self._call("start", tokens_T)
         except (RayError, ParetorayError, OSError) as error:
             log.warning("the knowledge pool gives no answer (%s); training starts cold", _first_line(error))
-            return {"active": False, "hits": 0, "queries": 0, "lineage": [0] * blocks}
-        if start.active:
-            inherit(network, start.sources)
-        lineage = [source.lineage if start.active and source is not None else 0 for source in start.sources]
-        return {"active": bool(start.active), "hits": int(start.hits), "queries": int(start.queries),
-                "lineage": lineage or [0] * blocks}
+            return {"active": False, "hits": 0, "queries": 0, "lineage": [0] * len(network.graph.blocks)}
+        inherit(network, start.sources)
+        return {"active": start.active, "hits": start.hits, "queries": start.queries, "lineage": list(start.lineage)}
 
     def insert(self, tokens_T: Tokens, weights: Mapping[str, NDArray[np.generic]], iterations: int,
                lineage: Sequence[int]) -> None:
