@@ -6,8 +6,10 @@ weights are in checkpoints/retrained-ARCH.*, unfinished ones go on from their la
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,13 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from actors.data import Augmentation, Preprocessing, Splits
+from actors.data import Preprocessing, Splits
 from actors.evaluator import share_correct
-from actors.trainer import ProxySettings, retrained_weights, submit_retraining
+from actors.trainer import retrained_weights, submit_retraining
 from orchestrator.accuracy import Recipe
 from orchestrator.config import Config
 from orchestrator.context import POLL_S, RunContext, has_state, load_state, save_state
+from orchestrator.services import proxy_settings
 from orchestrator.store import RunStore
 from searchspaces.errors import ClusterError, EvaluationError
 from searchspaces.network import GraphNetwork
@@ -29,16 +32,6 @@ from searchspaces.space import SearchSpace, Tokens
 log = logging.getLogger(__name__)
 Weights = Mapping[str, NDArray[Any]]
 ACCURACY = "accuracy"  # beside the tensors
-
-
-def proxy_settings(config: Config, epochs: int) -> ProxySettings:
-    """The trainer's settings from the recipe in section `accuracy`."""
-    recipe = config.accuracy
-    assert isinstance(recipe, Recipe), "a supernet's accuracies come without a recipe"
-    return ProxySettings(epochs=epochs, batch_size=recipe.batch_size, learning_rate=recipe.learning_rate,
-                         weight_decay=recipe.weight_decay, label_smoothing=recipe.label_smoothing, seed=config.seed,
-                         augmentation=Augmentation(padding=recipe.crop_padding, flip=recipe.flip),
-                         calibration_images=config.search.calibration_images)
 
 
 class Retrained:
@@ -69,6 +62,7 @@ class Retrained:
         accuracy = share_correct(network, torch.from_numpy(validation.images), torch.from_numpy(validation.labels))
         save_state(self._store, self._name(tokens_T), {name: np.array(v) for name, v in weights.items()}
                    | {ACCURACY: accuracy})
+        shutil.rmtree(Path(self.unfinished) / self.space.arch_id(tokens_T), ignore_errors=True)
 
     def _load(self, tokens_T: Tokens) -> dict[str, Any]:
         return load_state(self._store, self._name(tokens_T))

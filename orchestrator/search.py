@@ -104,7 +104,8 @@ class Search:
         store.update_state(dataset=self._splits.name, classes=list(self._splits.classes),
                            channels=self._splits.channels)
         if not is_frozen(store, self.config):
-            freeze_earlier(store, check_earlier(self.config, self.runs, self._space, self._splits))
+            freeze_earlier(store, check_earlier(self.config, self.runs, self._space, self._splits), self.config,
+                           self._space)
         with contextlib.ExitStack() as stack:
             services = stack.enter_context(contextlib.closing(
                 Services(self.config, self._space, self._splits, preprocessing, store, is_local(self.address),

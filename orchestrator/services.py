@@ -8,26 +8,33 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from actors.data import Augmentation, Preprocessing, Splits, calibration_images
 from actors.evaluator import Evaluator, SupernetEvaluatorFactory
+from actors.knowledge import KnowledgeService
 from actors.latency import LatencyPool, LatencyPoolSettings
 from actors.rollout import PoolSettings, RolloutPool
 from actors.supernet import SupernetService, SupernetSettings
-from orchestrator.accuracy import Recipe, TableAccuracy, read_table
+from actors.trainer import ProxyEvaluatorFactory, ProxySettings
+from orchestrator.accuracy import Recipe, TableAccuracy, TrainingAccuracy, read_table
 from orchestrator.cluster import device_options, total_cpus, usable_cores
 from orchestrator.config import Config
 from orchestrator.store import RunStore
 from searchspaces.space import SearchSpace
 from searchspaces.training import TrainingSettings
 
+KNOWLEDGE_TIME_OUT_S = 30.0
+
 
 class Services:
-    """Latency pool, supernet actor and rollout pool; Ray must be initialised. `local`: Ray was started for this run.
-    `check` is called during long waits and raises when the run has to stop."""
+    """Latency pool, supernet actor, knowledge pool and rollout pool; Ray must be initialised. `local`: Ray was started
+    for this run. `check` is called during long waits and raises when the run has to stop."""
 
     def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
                  store: RunStore, local: bool, check: Callable[[], None] = lambda: None) -> None:
@@ -37,6 +44,7 @@ class Services:
         self._latency: LatencyPool | None = None
         self._supernet: SupernetService | None = None
         self._rollouts: RolloutPool | None = None
+        self._knowledge: KnowledgeService | None = None
 
     def latency(self) -> LatencyPool:
         if self._latency is None:
@@ -57,10 +65,25 @@ class Services:
             if accuracy.source == "supernet":
                 self._supernet_service()  # first: on a full cluster fewer workers will do, no supernet will not
             settings = PoolSettings(workers=self._rollout_count(), call_time_out_s=search.time_out_s)
+            if isinstance(accuracy, TrainingAccuracy):
+                settings = replace(settings, workers=self.trainers(accuracy), num_cpus=accuracy.cpus,
+                                   num_gpus=accuracy.gpus)
             self._rollouts = RolloutPool(self._evaluator_factory(), settings, name=f"rollout-{self._store.name}")
             if accuracy.source == "supernet":
                 self._rollouts.set_weights(*self._supernet_service().publish())
         return self._rollouts
+
+    def begin_batch(self) -> None:
+        """The next trainings belong together: all of them start warm, or none."""
+        if self._knowledge is not None:
+            self._knowledge.actor.begin_batch.remote()
+
+    def knowledge_statistics(self) -> dict[str, float]:
+        """What the knowledge pool says of itself; {} without one, or where it does not answer."""
+        with contextlib.suppress(RayError):
+            if self._knowledge is not None:
+                return dict(ray.get(self._knowledge.actor.statistics.remote(), timeout=KNOWLEDGE_TIME_OUT_S))
+        return {}
 
     def close_rollouts(self) -> None:
         """Frees what the rollout workers hold; `rollouts` starts new ones."""
@@ -81,8 +104,9 @@ class Services:
             if self._latency is not None:
                 self._latency.close()
         self.close_rollouts()
-        if self._supernet is not None:
-            self._supernet.close()
+        for service in (self._supernet, self._knowledge):
+            if service is not None:
+                service.close()
 
     def _supernet_service(self) -> SupernetService:
         if self._supernet is None:
@@ -97,7 +121,20 @@ class Services:
         accuracy = self._config.accuracy
         if isinstance(accuracy, TableAccuracy):
             return read_table(accuracy, self._space)
+        if isinstance(accuracy, TrainingAccuracy):
+            return self._trainer(accuracy)
         return self._supernet_evaluators()
+
+    def _trainer(self, accuracy: TrainingAccuracy) -> ProxyEvaluatorFactory:
+        if self._knowledge is None and accuracy.knowledge != "off":
+            self._knowledge = KnowledgeService(
+                knowledge_folder(accuracy, self._store), self._space, accuracy.epochs,
+                gate_file=self._store.path / "checkpoints" / "knowledge.json", name=f"knowledge-{self._store.name}")
+        return ProxyEvaluatorFactory(
+            self._space, ray.put(self._splits.train), self._preprocessing,
+            ray.put(self._preprocessing.prepare(self._splits.val)), proxy_settings(self._config, accuracy.epochs),
+            str(self._store.path / "checkpoints" / "proxy"),
+            None if self._knowledge is None else self._knowledge.actor)
 
     def _supernet_evaluators(self) -> SupernetEvaluatorFactory:
         search = self._config.search
@@ -124,6 +161,20 @@ def slots_needed(config: Config) -> int:
     """Ray CPUs that all services of a run hold at once: measuring, supernet, rollouts, and one to spare."""
     rollouts = usable_cores() if config.search.rollouts == "auto" else config.search.rollouts
     return 2 + config.supernet.cpus * config.supernet.workers + rollouts
+
+
+def knowledge_folder(accuracy: TrainingAccuracy, store: RunStore) -> Path:
+    return store.path / "knowledge" if accuracy.knowledge == "own" else Path(accuracy.knowledge)
+
+
+def proxy_settings(config: Config, epochs: int) -> ProxySettings:
+    """The trainer's settings from the recipe in section `accuracy`."""
+    recipe = config.accuracy
+    assert isinstance(recipe, Recipe), "a supernet's accuracies come without a recipe"
+    return ProxySettings(epochs=epochs, batch_size=recipe.batch_size, learning_rate=recipe.learning_rate,
+                         weight_decay=recipe.weight_decay, label_smoothing=recipe.label_smoothing, seed=config.seed,
+                         augmentation=Augmentation(padding=recipe.crop_padding, flip=recipe.flip),
+                         calibration_images=config.search.calibration_images)
 
 
 def supernet_settings(config: Config) -> SupernetSettings:

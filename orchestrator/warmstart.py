@@ -4,6 +4,7 @@ Everything is copied into the new run's folder before its first stage, so that a
 saw, whatever happens to the earlier runs meanwhile:
 
     runs/NAME/earlier/RUN/  trials.parquet  latency.parquet  about.json (written last)
+    runs/NAME/knowledge/    the trained blocks of its own knowledge pool, where the new run has one too
 
 Compatible are runs whose token positions and vocabularies are equal: then their accuracies say something about this
 space, also at another resolution or for another dataset. Latencies are taken only of the same device and the very same
@@ -11,6 +12,7 @@ networks (equal target_id and space_id).
 """
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +22,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from actors.data import Splits
+from actors.knowledge import KnowledgePool
+from actors.knowledgeentry import write_whole
 from actors.latencyresult import LatencyResult
+from orchestrator.accuracy import TrainingAccuracy
 from orchestrator.config import Config, load_config
 from orchestrator.controllers.controller import EarlierRun
 from orchestrator.records import latency_result
@@ -52,7 +57,7 @@ class Source:
 def check_earlier(config: Config, runs: Path, space: SearchSpace, splits: Splits) -> list[Source]:
     """The runs of `warm_start`. StoreError for one that is not there, ConfigError naming both spaces where one is of
     another space."""
-    sources = []
+    sources: list[Source] = []
     for name in config.warm_start:
         path = find_run(runs, name)
         if path.name in {source.path.name for source in sources}:
@@ -70,14 +75,30 @@ def check_earlier(config: Config, runs: Path, space: SearchSpace, splits: Splits
     return sources
 
 
-def freeze_earlier(store: RunStore, sources: Sequence[Source]) -> None:
-    """Copies what the earlier runs hold now into the run's folder."""
+def freeze_earlier(store: RunStore, sources: Sequence[Source], config: Config, space: SearchSpace) -> None:
+    """Copies what the earlier runs hold now into the run's folder. May be repeated where it was interrupted."""
     for source in sources:
+        if isinstance(config.accuracy, TrainingAccuracy) and config.accuracy.knowledge == "own":
+            copy_knowledge(source.path / "knowledge", store.path / "knowledge", space, config.accuracy.epochs)
         folder = store.path / FOLDER / source.path.name
         for name, schema in (("trials", TRIAL_SCHEMA), ("latency", LATENCY_SCHEMA)):
             with write_atomically(folder / f"{name}.parquet") as temporary:
                 pq.write_table(read_parts(source.path / name, schema), temporary, compression="zstd")
         write_json(folder / "about.json", source.about)
+
+
+def copy_knowledge(source: Path, destination: Path, space: SearchSpace, epochs: int) -> int:
+    """Entries of a pool of the same space and number of epochs; the new pool adopts the files when it opens. How many
+    were copied."""
+    KnowledgePool(destination, space, epochs)  # writes whose blocks it will hold
+    about = source / "pool.json"
+    if not about.exists() or about.read_bytes() != (destination / "pool.json").read_bytes():
+        return 0
+    entries = list((source / f"epochs-{epochs}" / "entries").glob("*.safetensors"))
+    for entry in entries:
+        with contextlib.suppress(FileNotFoundError):  # replaced meanwhile by a run that is still going on
+            write_whole(destination / f"epochs-{epochs}" / "entries" / entry.name, entry.read_bytes())
+    return len(entries)
 
 
 def is_frozen(store: RunStore, config: Config) -> bool:

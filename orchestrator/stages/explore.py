@@ -31,6 +31,7 @@ def explore(run: RunContext) -> None:
         run.stop.check()
         room = min(rollouts.capacity, evaluations - done - len(in_flight))
         proposals = controller.propose(room) if room > 0 else []
+        history.note()
         if not proposals and not in_flight:
             run.progress.note(f"the controller has nothing left to propose after {done} evaluations")
             break
@@ -44,7 +45,7 @@ def explore(run: RunContext) -> None:
                                controller)
         controller.observe([observation(trial) for trial in trials])
         _show(run, trials)
-        history.note()
+    run.store.event("knowledge", **run.services.knowledge_statistics())
     run.progress.stage("learn from all trials")
     controller.generate(run.budgets_ms)  # the last fit, so that the saved state answers at once
     history.note()
@@ -79,6 +80,8 @@ class MetricsHistory:
         metrics = {name: float(value) for name, value in self._controller.metrics().items() if math.isfinite(value)}
         if metrics == self._last:
             return
+        if metrics.get("iteration") != self._last.get("iteration"):
+            self._run.services.begin_batch()  # what is proposed from here on is the next batch
         self._last = metrics
         trials = self._run.store.trials.rows
         self._run.store.event("controller", trials=trials, **metrics)
