@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 from numpy.typing import NDArray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -84,7 +85,7 @@ class PpoLearner:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """StoreError, with nothing changed, if the state belongs to another space or other settings."""
-        self._on_learners(self._rllib.set_state, state=dict(state))
+        self._on_learners(self._rllib.set_state, state={name: torch.as_tensor(v) for name, v in state.items()})
         if self.settings.num_learners:
             self._fetch()
 
@@ -117,21 +118,20 @@ class PpoLearner:
         return [answer.get() for answer in answers]
 
     def _update_on_actors(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(ATTEMPTS):
             try:
+                if attempt:
+                    log.warning("a PPO learner was lost; all are started again from the last update")
+                    self.close()
+                    self._start()
+                    self._on_learners(self._rllib.set_state, state=self._state)
                 answers = self._on_learners(self._rllib.update, shards=parts, epochs=self.settings.epochs)
                 self._fetch()
-                break
+                return {name: float(np.mean([figures[name] for figures in answers])) for name in answers[0]}
             except (RayError, ClusterError) as error:
-                if attempt == ATTEMPTS:
-                    raise ClusterError(f"the PPO learners failed {ATTEMPTS} times in a row, the last time with "
-                                       f"{first_line(error)}; resume the run, and set policy.num_learners to 0 if it "
-                                       "happens again") from error
-                log.warning("a PPO learner was lost; all are started again from the last update")
-                self.close()
-                self._start()
-                self._on_learners(self._rllib.set_state, state=self._state)
-        return {name: float(np.mean([figures[name] for figures in answers])) for name in answers[0]}
+                last = error
+        raise ClusterError(f"the PPO learners failed {ATTEMPTS} times in a row, the last time with {first_line(last)}; "
+                           "resume the run, and set policy.num_learners to 0 if it happens again") from last
 
     def _fetch(self) -> None:
         """All learners hold the same state: the first one's becomes ours."""
