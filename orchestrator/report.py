@@ -62,10 +62,18 @@ def page_data(run: RunView, space: SearchSpace | None, problems: list[str]) -> d
     made: dict[str, go.Figure | None] = {
         "front": figures.front_figure(run), "prediction": figures.prediction_figure(run),
         "hypervolume": figures.hypervolume_figure(run), "best": figures.best_figure(run),
-        "training": figures.training_figure(run)}
+        "training": figures.training_figure(run), "learning": figures.learning_figure(run)}
     return {"run": run.name, "front": front, "models": models, "budget": _budget_range(front, models),
+            "hidden": [name for name, applies in _applicable(run).items() if not (applies or made[name])],
             "drawing": _drawing(run, space, problems),
             "figures": {name: json.loads(figure.to_json()) if figure else None for name, figure in made.items()}}
+
+
+def _applicable(run: RunView) -> dict[str, bool]:
+    """Figures that not every kind of run has: without anything to show they are left out."""
+    accuracy = run.config.get("accuracy")
+    source = accuracy.get("source", "supernet") if isinstance(accuracy, dict) else accuracy or "supernet"
+    return {"training": source == "supernet", "learning": False}
 
 
 def _front(run: RunView, space: SearchSpace | None) -> list[dict[str, Any]]:

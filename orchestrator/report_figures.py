@@ -198,6 +198,46 @@ def training_figure(run: RunView) -> go.Figure | None:
     return figure
 
 
+LEARNING = ("trained", "trusted", "reward_mean", "reward_best")  # what a controller's metrics must hold to be drawn
+
+
+def learning_iterations(run: RunView) -> list[dict[str, float]]:
+    """One row per iteration of the controller: samples `trained` and `trusted` in it, and its rewards ([S4 Fig. 4]).
+
+    The counts of the metrics run over the whole search. An iteration that a resumed run did again counts once.
+    """
+    events = [e for e in run.events if e.get("kind") == "controller"
+              and all(isinstance(e.get(key), int | float) for key in LEARNING)]
+    by_iteration = {float(e.get("iteration", number)): e for number, e in enumerate(events)}
+    rows: list[dict[str, float]] = []
+    before = {"trained": 0.0, "trusted": 0.0}
+    for iteration, event in sorted(by_iteration.items()):
+        counts = {key: max(0.0, event[key] - before[key]) for key in before}
+        before = {key: float(event[key]) for key in before}
+        rows.append({"iteration": iteration, **counts, **{key: float(event[key]) for key in LEARNING[2:]}})
+    return rows
+
+
+def learning_figure(run: RunView) -> go.Figure | None:
+    """Trained against trusted samples of every iteration, and below them the reward."""
+    rows = learning_iterations(run)
+    if not rows:
+        return None
+    x = [row["iteration"] for row in rows]
+    figure = _figure("iteration", "samples")
+    for key, name, colour in (("trained", "trained", COLOURS[4]), ("trusted", "trusted to the critic", COLOURS[1])):
+        figure.add_bar(x=x, y=[row[key] for row in rows], name=name, marker={"color": colour},
+                       hovertemplate="iteration %{x}: %{y}<extra>" + name + "</extra>")
+    for key, name, look in (("reward_mean", "mean reward of fresh samples", {"color": COLOURS[2], "dash": "dot"}),
+                            ("reward_best", "best reward so far", {"color": INK, "shape": "hv"})):
+        figure.add_scatter(x=x, y=_short([row[key] for row in rows]), mode="lines", name=name, yaxis="y2",
+                           line={"width": 2, **look},
+                           hovertemplate="iteration %{x}: %{y:.4f}<extra>" + name + "</extra>")
+    return figure.update_layout(
+        barmode="stack", bargap=0.15, yaxis={"domain": [0.56, 1]}, xaxis={"anchor": "y2"},
+        yaxis2=_axis("reward") | {"domain": [0, 0.44], "anchor": "x"})
+
+
 def _figure(x_title: str, y_title: str) -> go.Figure:
     return go.Figure(layout={
         "template": "none", "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},

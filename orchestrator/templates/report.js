@@ -123,7 +123,8 @@
   // --- figures and the slider -----------------------------------------------------------------------------------
   for (const [name, figure] of Object.entries(data.figures)) {
     const box = byId("figure-" + name);
-    if (figure) Plotly.newPlot(box, figure.data, figure.layout, CONFIG);
+    if (data.hidden.includes(name)) box.closest("figure").hidden = true;
+    else if (figure) Plotly.newPlot(box, figure.data, figure.layout, CONFIG);
     else { box.classList.add("empty"); box.textContent = EMPTY[name]; }
   }
 

@@ -71,6 +71,13 @@ def add_epochs(store: RunStore, epochs: int) -> None:
                     accuracy_smallest=0.95 - 0.7 * 0.88 ** epoch)
 
 
+def add_iterations(store: RunStore, trained: list[int], trusted: list[int]) -> None:
+    """A learning controller's metrics; counts per iteration, rewards that grow."""
+    for i in range(len(trained)):
+        store.event("controller", iteration=i + 1, trained=sum(trained[:i + 1]), trusted=sum(trusted[:i + 1]),
+                    reward_mean=0.3 + 0.02 * i, reward_best=0.5 + 0.01 * i)
+
+
 def empty_run(root: Path, name: str = "example") -> RunStore:
     return RunStore.create(root, name, yaml.safe_dump(CONFIG), {"versions": {"torch": "2.13.0"}, "seed": 0})
 

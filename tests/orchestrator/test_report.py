@@ -18,10 +18,18 @@ from orchestrator.frontier import best_under
 from orchestrator.report import json_in_html, page_data, render, safe_link, write_report
 from orchestrator.report_data import TRIAL_COLUMNS, read_run
 from orchestrator.report_figures import front_figure, hypervolume_figure, noise_floor, prediction_error
-from orchestrator.store import TRIAL_SCHEMA, Trial, write_json
+from orchestrator.store import TRIAL_SCHEMA, Trial, write_json, write_text
 from searchspaces.nasbench201 import NasBench201
 from tests.orchestrator.browser import browser, browser_path
-from tests.orchestrator.example_run import add_epochs, add_latencies, empty_run, example_space, full_run
+from tests.orchestrator.example_run import (
+    CONFIG,
+    add_epochs,
+    add_iterations,
+    add_latencies,
+    empty_run,
+    example_space,
+    full_run,
+)
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>&amp;$title"
 
@@ -217,6 +225,29 @@ def test_opens_at_any_stage(chromium: Any, tmp_path: Path, stage: str) -> None:
     assert bool(opened.page.query_selector("#figure-prediction .main-svg")) == (stage == "measured")
     assert opened.page.is_hidden("#slider")
     assert opened.complaints == []
+
+
+def test_learning_shows_trained_against_trusted_samples_and_the_reward(chromium: Any, tmp_path: Path) -> None:
+    store = empty_run(tmp_path)
+    add_iterations(store, [20, 12, 10], [0, 5, 10])
+    add_iterations(store, [20, 12, 11], [0, 5, 9])  # a resumed run did the iterations again: what it found counts
+    store.event("controller", iteration=4, loss=0.1)  # metrics of another kind are no iteration
+    opened = Tab(chromium, write_report(store.path, None))
+    assert opened.trace("learning", "trained") == [(1, 20), (2, 12), (3, 11)]
+    assert opened.trace("learning", "trusted to the critic") == [(1, 0), (2, 5), (3, 9)]
+    assert opened.trace("learning", "mean reward of fresh samples") == [
+        (1, pytest.approx(0.30)), (2, pytest.approx(0.32)), (3, pytest.approx(0.34))]
+    assert opened.trace("learning", "best reward so far")[-1] == (3, pytest.approx(0.52))
+    assert opened.page.is_visible("#figure-learning .main-svg")
+    assert opened.complaints == []
+
+
+def test_figures_that_do_not_apply_are_left_out(chromium: Any, tmp_path: Path) -> None:
+    store = empty_run(tmp_path, "without")
+    assert Tab(chromium, write_report(store.path, None)).page.is_hidden("#figure-learning")
+    write_text(store.path / "config.yaml", yaml.safe_dump(CONFIG | {"accuracy": {"source": "training"}}))
+    page = Tab(chromium, write_report(store.path, None)).page
+    assert page.is_hidden("#figure-training") and page.is_visible("#figure-best")
 
 
 def test_trials_without_models_and_without_a_space(chromium: Any, tmp_path: Path) -> None:
