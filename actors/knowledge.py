@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -160,6 +161,9 @@ class KnowledgePool:
             "lineage_smallest": min(lineages), "lineage_median": float(np.median(lineages)),
             "lineage_largest": max(lineages), "damaged": self._store.lost, "skipped": self._skipped,
         }
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def __repr__(self) -> str:
         return f"KnowledgePool({self._space.space_id}, {self._epochs} epochs)"

@@ -1,0 +1,436 @@
+"""The knowledge pool: matching, fairness rules, and a folder that many processes read, write and die in."""
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from numpy.typing import NDArray
+
+from actors.knowledge import KnowledgePool, KnowledgeService
+from actors.knowledgeentry import Entry
+from actors.knowledgerules import LEAST_HIT_RATIO, WINDOW, Gate, best_match, similarity
+from actors.knowledgestore import ABANDONED_S, MAXIMUM_PARTS
+from searchspaces.adaptation import inherit
+from searchspaces.errors import StoreError
+from searchspaces.graph import Block
+from searchspaces.mnas import MnasS16, MnasS32
+from searchspaces.network import GraphNetwork
+from tests.actors.knowledgeprocess import EPOCHS, SPACE, check_marks, insert, marked
+
+QUERIES = 7     # searched blocks of an architecture
+Row = NDArray[np.int8]
+
+
+def rows(count: int, seed: int = 0) -> Row:
+    return SPACE.sample_uniform(np.random.default_rng(seed), count)
+
+
+def other(row: Row, *changes: tuple[int, int]) -> Row:
+    """The row with token `kind` of `block` changed, for each (block, kind)."""
+    result = row.copy()
+    for block, kind in changes:
+        result[6 * block + kind] = (result[6 * block + kind] + 1) % 2
+    return result
+
+
+@pytest.fixture
+def row() -> Row:
+    """mb3, 3x3, no SE, no skip, filters 1.0, base layers everywhere: all tokens live and changeable."""
+    return SPACE.canonical(np.array([[2, 0, 0, 0, 1, 1]] * QUERIES, dtype=np.int8).reshape(1, -1))[0]
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> KnowledgePool:
+    return KnowledgePool(tmp_path / "pool", SPACE, EPOCHS)
+
+
+def files(pool_folder: Path, pattern: str = "*.safetensors") -> list[Path]:
+    return sorted((pool_folder / f"epochs-{EPOCHS}" / "entries").glob(pattern))
+
+
+# --- matching --------------------------------------------------------------------------------------------------------
+
+
+def entry(key: tuple[int, ...], stage: int = 0, lineage: int = 10, written_ns: int = 0, kind: str = "") -> Entry:
+    return Entry(stage, kind, key, f"{stage}{kind}{key}", "", 1, lineage, 10, written_ns)
+
+
+def block(key: tuple[int, ...], stage: int = 0, name: str = "block0") -> Block:
+    return Block(name, stage, "", {}, (), 0, 0, (), key)
+
+
+def match(wanted: Block, *entries: Entry) -> Entry | None:
+    return best_match(wanted, {e.block: e for e in entries})
+
+
+def test_similarity_is_the_cosine_of_concatenated_one_hots() -> None:
+    def one_hots(tokens: tuple[int, ...]) -> NDArray[np.float64]:
+        return np.eye(4)[list(tokens)].ravel()
+
+    query = (0, 1, 1, 2, 0, 1)
+    for stored, expected in (((0, 1, 1, 2, 1, 0), 4 / 6), ((0, 1, 1, 2, 0, 0), 5 / 6), (query, 1.0)):
+        a, b = one_hots(query), one_hots(stored)
+        assert similarity(query, stored) == pytest.approx(expected)
+        assert similarity(query, stored) == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def test_five_of_six_tokens_are_a_hit_and_four_are_not() -> None:
+    query = block((0, 0, 0, 0, 0, 0))
+    five, four = entry((0, 0, 1, 0, 0, 0)), entry((0, 0, 1, 1, 0, 0))
+    assert match(query, four, five) == five
+    assert match(query, four) is None
+    assert match(query, entry((0, 0, 0, 0, 0, 0)), five) == entry((0, 0, 0, 0, 0, 0))
+
+
+def test_only_blocks_of_the_same_stage_and_keyless_ones_of_the_same_kind_match() -> None:
+    assert match(block((1, 1), stage=2), entry((1, 1), stage=3)) is None
+    stem = entry((), -1, kind="stem")
+    assert match(block((), -1, "stem"), stem) == stem
+    assert match(block((), -1, "head"), stem) is None
+
+
+def test_ties_go_to_the_lineage_nearest_to_the_median_then_to_the_most_recent() -> None:
+    query = block((0, 0, 0))
+    crowd = [entry((), -1, lineage=20, kind=name) for name in ("stem", "final", "head")]
+    old, new, deep = (entry((0, 0, 1), lineage=20, written_ns=1), entry((0, 1, 0), lineage=20, written_ns=2),
+                      entry((1, 0, 0), lineage=50, written_ns=3))
+    assert match(query, old, new, deep, *crowd) == new
+    assert match(query, old, deep, *crowd) == old
+
+
+def test_a_start_brings_the_stored_block_and_its_lineage(pool: KnowledgePool, row: Row) -> None:
+    insert(pool, row, 30)
+    near, far = other(row, (2, 1)), other(row, (2, 1), (2, 2))
+    start = pool.start(near, active=True)
+    assert (start.hits, start.queries, check_marks(start)) == (QUERIES, QUERIES, 10)
+    assert start.lineage == (30,) * 10 and start.lineage_spread == 0
+    source = start.sources[3]
+    assert source is not None and source.stage == 2 and source.similarity == pytest.approx(5 / 6)
+    assert source.key == tuple(row[12:18]) and "layer0.depthwise.weight" in source.weights
+    start = pool.start(far, active=True)
+    assert (start.hits, start.queries) == (QUERIES - 1, QUERIES)
+    assert start.sources[3] is None and start.lineage[3] == 0 and start.lineage_spread == 30
+
+
+def test_a_network_from_its_own_entry_computes_the_same(pool: KnowledgePool) -> None:
+    torch.manual_seed(0)
+    tokens = rows(1, seed=5)[0]
+    source = GraphNetwork(SPACE.graph(tokens)).eval()
+    pool.insert(tokens, {name: tensor.numpy() for name, tensor in source.state_dict().items()}, 10, [10] * 10)
+    heir = GraphNetwork(SPACE.graph(tokens)).eval()
+    images = torch.randn(2, *source.graph.input_shape)
+    with torch.no_grad():
+        assert not torch.allclose(heir(images), source(images), rtol=1e-3)
+        inherit(heir, pool.start(tokens, active=True).sources)
+        torch.testing.assert_close(heir(images), source(images), rtol=1e-3, atol=1e-5)
+
+
+# --- the fairness gate -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("misses", "on"), [(2, True), (3, False)])
+def test_the_gate_opens_at_99_percent_of_the_last_200_queries(misses: int, on: bool) -> None:
+    gate = Gate(None)
+    gate.record([False] * 500)                          # forgotten by then
+    gate.record([True] * (WINDOW - 10) + [False] * misses + [True] * (9 - misses))
+    assert not gate.on                                  # one of the old misses is still among the last 200
+    gate.record([True])
+    assert gate.on is on and gate.hit_ratio == (WINDOW - misses) / WINDOW
+    assert on == (gate.hit_ratio >= LEAST_HIT_RATIO)
+
+
+def test_the_gate_needs_a_full_window_and_stays_open() -> None:
+    gate = Gate(None)
+    gate.record([True] * (WINDOW - 1))
+    assert not gate.on
+    gate.record([True])
+    assert gate.on
+    gate.record([False] * WINDOW)
+    assert gate.on and gate.hit_ratio == 0
+
+
+def test_a_search_starts_cold_and_counts_its_queries(pool: KnowledgePool, row: Row) -> None:
+    insert(pool, row, 1)
+    for number in range(-(-WINDOW // QUERIES)):
+        start = pool.start(row)
+        assert not start.active and start.hits == QUERIES and set(start.sources) == {None}, f"start {number}"
+        assert start.lineage == (0,) * 10
+    assert pool.ready()
+    assert pool.start(row).active and not pool.start(row, active=False).active
+
+
+def test_no_batch_mixes_warm_and_cold_starts(pool: KnowledgePool, row: Row) -> None:
+    insert(pool, row, 1)
+    assert not pool.begin_batch()
+    for _ in range(40):
+        assert not pool.start(row).active
+    assert pool.ready()
+    assert pool.begin_batch() and pool.start(row).active
+
+
+def test_a_search_goes_on_with_its_window_and_the_next_search_has_its_own(tmp_path: Path, row: Row) -> None:
+    folder, gate = tmp_path / "pool", tmp_path / "run" / "knowledge.json"
+    first = KnowledgePool(folder, SPACE, EPOCHS, gate_file=gate)
+    insert(first, row, 1)
+    for _ in range(40):
+        first.start(row)
+    again = KnowledgePool(folder, SPACE, EPOCHS, gate_file=gate)
+    assert again.ready() and again.statistics()["queries"] == WINDOW
+    second = KnowledgePool(folder, SPACE, EPOCHS, gate_file=tmp_path / "run2" / "knowledge.json")
+    assert not second.ready() and second.start(row).hits == QUERIES
+
+
+def test_a_damaged_window_is_counted_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "gate.json").write_bytes(b'{"recent": [1, 1')
+    gate = Gate(tmp_path / "gate.json")
+    assert not gate.recent and "damaged" in caplog.text
+
+
+# --- entries ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_key_is_overwritten(pool: KnowledgePool, tmp_path: Path, row: Row) -> None:
+    insert(pool, row, 1)
+    insert(pool, row, 2)
+    assert pool.start(row, active=True).lineage == (2,) * 10
+    assert pool.statistics()["entries"] == 10 == len(files(tmp_path / "pool"))
+
+
+def test_a_clock_behind_the_others_does_not_hide_what_is_new(pool: KnowledgePool, row: Row,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    insert(pool, row, 1)
+    monkeypatch.setattr(time, "time_ns", lambda: 1)
+    insert(pool, row, 2)
+    assert pool.start(row, active=True).lineage == (2,) * 10
+
+
+def test_lineages_add_up_along_the_chain_and_their_spread_is_reported(pool: KnowledgePool, row: Row) -> None:
+    graph = SPACE.graph(row)
+    for _ in range(3):
+        start = pool.start(row, active=True)
+        pool.insert(row, marked(graph, 1), 10, [before + 10 for before in start.lineage])
+    insert(pool, other(row, (0, 0), (0, 1), (0, 2)), 10)      # one block of its own, and nine it overwrites
+    statistics = pool.statistics()
+    assert [statistics[f"lineage_{name}"] for name in ("smallest", "median", "largest")] == [10, 10, 30]
+    assert pool.start(row, active=True).lineage == (10, 30, *[10] * 8)
+
+
+def test_the_oldest_entries_make_room(tmp_path: Path) -> None:
+    pool = KnowledgePool(tmp_path / "pool", SPACE, EPOCHS, maximum_mb=1.5)
+    tokens = rows(8, seed=1)
+    for mark, each in enumerate(tokens):
+        insert(pool, each, mark)
+        assert sum(path.stat().st_size for path in files(tmp_path / "pool")) <= 1.5e6
+    statistics = pool.statistics()
+    assert statistics["megabytes"] <= 1.5 and statistics["lineage_smallest"] > 0
+    assert check_marks(pool.start(tokens[-1], active=True)) == 10
+    assert pool.start(tokens[0], active=True).hits < QUERIES
+
+
+def test_another_process_sees_all_after_compactions(tmp_path: Path) -> None:
+    pool = KnowledgePool(tmp_path / "pool", SPACE, EPOCHS)
+    reader = KnowledgePool(tmp_path / "pool", SPACE, EPOCHS)
+    tokens = rows(MAXIMUM_PARTS + 2, seed=2)
+    for mark, each in enumerate(tokens):
+        insert(pool, each, mark)
+        assert reader.start(each, active=True).lineage == (mark,) * 10
+    parts = list((tmp_path / "pool" / f"epochs-{EPOCHS}" / "index").glob("part-*.parquet"))
+    assert len(parts) <= 3
+    for each in tokens:
+        assert check_marks(reader.start(each, active=True)) == 10
+
+
+def test_weights_that_are_not_finite_or_not_of_this_network_stay_out(pool: KnowledgePool, row: Row) -> None:
+    weights = marked(SPACE.graph(row), 1)
+    assert not pool.insert(row, weights | {"stem.conv.weight": weights["stem.conv.weight"] * np.nan}, 10, [10] * 10)
+    with pytest.raises(StoreError, match=r"depthwise\.weight has shape \((\d+), 1, 3, 3\), .* has \(\1, 1, 5, 5\)"):
+        pool.insert(other(row, (1, 1)), weights, 10, [10] * 10)
+    del weights["stem.conv.weight"]
+    with pytest.raises(StoreError, match=r"stem\.conv\.weight has shape None"):
+        pool.insert(row, weights, 10, [10] * 10)
+    assert pool.statistics()["entries"] == 0
+
+
+# --- who may share a pool --------------------------------------------------------------------------------------------
+
+
+def test_another_number_of_epochs_is_another_pool(tmp_path: Path, pool: KnowledgePool, row: Row) -> None:
+    insert(pool, row, 1)
+    assert KnowledgePool(tmp_path / "pool", SPACE, EPOCHS + 1).start(row).hits == 0
+    assert KnowledgePool(tmp_path / "pool", SPACE, EPOCHS).start(row).hits == QUERIES
+
+
+def test_another_space_is_refused_in_one_sentence(tmp_path: Path, pool: KnowledgePool) -> None:
+    with pytest.raises(StoreError, match="holds blocks of mnas.*not of mnas.*name another folder") as refusal:
+        KnowledgePool(tmp_path / "pool", MnasS32(), EPOCHS)
+    assert "\n" not in str(refusal.value)
+
+
+def test_another_task_shares_all_but_the_classifier(tmp_path: Path, pool: KnowledgePool, row: Row) -> None:
+    insert(pool, row, 3)
+    colour = MnasS16(classes=100, channels=3)
+    start = KnowledgePool(tmp_path / "pool", colour, EPOCHS).start(row, active=True)
+    assert start.hits == QUERIES
+    torch.manual_seed(0)
+    network = GraphNetwork(colour.graph(row))
+    fresh = network.state_dict()["head.linear.weight"].clone()
+    inherit(network, start.sources)
+    assert torch.equal(network.state_dict()["head.linear.weight"], fresh)
+    assert (network.state_dict()["block3.layer0.project.weight"] == 3).all()
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_entry_is_dropped_and_the_rest_serves(tmp_path: Path, row: Row,
+                                                        caplog: pytest.LogCaptureFixture) -> None:
+    pool = KnowledgePool(tmp_path / "pool", SPACE, EPOCHS)
+    insert(pool, other(row, (2, 1)), 1)
+    insert(pool, row, 2)
+    exact = next(path for path in files(tmp_path / "pool") if path.name.startswith("2-2.0."))
+    content = bytearray(exact.read_bytes())
+    content[-7] ^= 1                                    # one bit
+    exact.write_bytes(bytes(content))
+    with caplog.at_level(logging.WARNING):
+        start = pool.start(row, active=True)
+    assert "damaged" in caplog.text and pool.statistics()["damaged"] == 1
+    assert start.lineage == (2, 2, 2, 1, 2, 2, 2, 2, 2, 2) and start.hits == QUERIES    # the next best instead
+    assert exact.with_name(exact.name + ".damaged").exists() and not exact.exists()
+    insert(pool, row, 3)
+    assert check_marks(KnowledgePool(tmp_path / "pool", SPACE, EPOCHS).start(row, active=True)) == 10
+
+
+def test_a_damaged_index_is_made_again_from_the_entries(tmp_path: Path, pool: KnowledgePool, row: Row,
+                                                        caplog: pytest.LogCaptureFixture) -> None:
+    insert(pool, row, 1)
+    insert(pool, other(row, (1, 2)), 2)
+    for part in (tmp_path / "pool" / f"epochs-{EPOCHS}" / "index").glob("part-*.parquet"):
+        content = bytearray(part.read_bytes())
+        content[40] ^= 255
+        part.write_bytes(bytes(content))
+    with caplog.at_level(logging.WARNING):
+        fresh = KnowledgePool(tmp_path / "pool", SPACE, EPOCHS)
+        assert fresh.start(row, active=True).lineage == (2, 2, 1, *[2] * 7)
+    assert "damaged" in caplog.text and fresh.statistics()["entries"] == 11
+
+
+def test_files_of_a_dead_writer_are_adopted_or_cleared_away(tmp_path: Path, row: Row) -> None:
+    pool = KnowledgePool(tmp_path / "pool", SPACE, EPOCHS)
+    insert(pool, row, 1)
+    for part in (tmp_path / "pool" / f"epochs-{EPOCHS}" / "index").glob("part-*.parquet"):
+        part.unlink()                                   # killed between the entries and their rows
+    entries = files(tmp_path / "pool")[0].parent
+    for name, age_s in ((".young.safetensors.1", 0.0), (".old.safetensors.1", 2 * ABANDONED_S)):
+        (entries / name).write_bytes(b"half")
+        os.utime(entries / name, (time.time() - age_s,) * 2)
+    (entries / "5-half.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    fresh = KnowledgePool(tmp_path / "pool", SPACE, EPOCHS)
+    assert check_marks(fresh.start(row, active=True)) == 10 and fresh.statistics()["damaged"] == 1
+    assert [path.name for path in entries.glob(".*")] == [".young.safetensors.1"]
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def process(mode: str, folder: Path, seed: int, count: int) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "tests.actors.knowledgeprocess", mode, str(folder), str(seed),
+                             str(count)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            cwd=Path(__file__).parents[2])
+
+
+def test_a_full_disk_skips_the_network_and_leaves_no_half_file(tmp_path: Path, row: Row) -> None:
+    folder = tmp_path / "pool"
+    insert(KnowledgePool(folder, SPACE, EPOCHS), row, 7)
+    before = files(folder, "*")
+    worker = process("full", folder, 1, 3)
+    out, err = worker.communicate(timeout=60)
+    assert worker.returncode == 0, err
+    assert out.split()[:3] == ["skipped"] * 3 and "skipped=3" in out and "entries=10" in out
+    assert files(folder, "*") + files(folder, ".*") == before
+    assert check_marks(KnowledgePool(folder, SPACE, EPOCHS).start(row, active=True)) == 10
+
+
+def test_writers_and_readers_in_several_processes_agree(tmp_path: Path) -> None:
+    """Three processes insert, read, evict and compact in one folder of 0.6 MB, about one network."""
+    folder = tmp_path / "pool"
+    workers = [process("crowd", folder, seed, 15) for seed in range(1, 4)]
+    for worker in workers:
+        out, err = worker.communicate(timeout=120)
+        assert worker.returncode == 0, err
+        assert out.count("stored") == 15 and "damaged=0" in out and "found=0" not in out, out + err
+        assert "Traceback" not in err and "damaged" not in err, err
+    pool = KnowledgePool(folder, SPACE, EPOCHS, maximum_mb=0.6)
+    statistics = pool.statistics()
+    assert 0 < statistics["megabytes"] <= 0.6
+    assert {path.name for path in files(folder)} == {e.file for e in pool._store.entries().values()}
+
+
+def test_a_killed_writer_leaves_a_pool_that_serves(tmp_path: Path) -> None:
+    folder = tmp_path / "pool"
+    stored: list[int] = []
+    for seed in (1, 2):
+        worker = process("write", folder, seed, 400)
+        assert worker.stdout is not None
+        done = 0
+        while done < 4 + seed:
+            assert worker.stdout.readline().strip() == "stored"
+            done += 1
+        time.sleep(0.017 * seed)                        # somewhere in the middle of the next one
+        worker.send_signal(signal.SIGKILL)
+        worker.wait(timeout=30)
+        stored.append(done)
+    pool = KnowledgePool(folder, SPACE, EPOCHS)
+    for seed, done in zip((1, 2), stored, strict=True):
+        for tokens in SPACE.sample_uniform(np.random.default_rng(seed), 400)[:done]:
+            start = pool.start(tokens, active=True)
+            assert check_marks(start) == 10 and start.hits == QUERIES
+    assert pool.statistics()["damaged"] == 0
+
+
+# --- the actor -------------------------------------------------------------------------------------------------------
+
+
+@ray.remote(num_cpus=1)
+def train_elsewhere(actor: Any, tokens: Row) -> tuple[bool, int]:
+    """A trainer that has nothing but the handle."""
+    start = ray.get(actor.start.remote(tokens), timeout=30)
+    graph = SPACE.graph(tokens)
+    ray.get(actor.insert.remote(tokens, marked(graph, 5), 5, [before + 5 for before in start.lineage]), timeout=30)
+    return start.active, start.hits
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_the_actor_comes_back_with_everything(tmp_path: Path, row: Row) -> None:
+    service = KnowledgeService(tmp_path / "pool", SPACE, EPOCHS, gate_file=tmp_path / "gate.json")
+    try:
+        assert ray.get(train_elsewhere.remote(service.actor, row), timeout=60) == (False, 0)
+        ray.get([service.actor.start.remote(row) for _ in range(40)], timeout=60)
+        before = ray.get(service.actor.statistics.remote(), timeout=30)
+        pid = ray.get(service.actor.pid.remote(), timeout=30)
+        os.kill(pid, signal.SIGKILL)
+        assert ray.get(service.actor.ready.remote(), timeout=60)
+        assert ray.get(service.actor.pid.remote(), timeout=30) != pid
+        assert ray.get(service.actor.statistics.remote(), timeout=30) == before
+        start = ray.get(service.actor.start.remote(row), timeout=30)
+        assert start.active and start.lineage == (5,) * 10 and check_marks(start) == 10
+        network = GraphNetwork(SPACE.graph(row))
+        inherit(network, start.sources)                 # from read-only memory that all readers share
+        assert (network.state_dict()["block2.layer0.expand.weight"] == 5).all()
+    finally:
+        service.close()
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_the_service_refuses_another_space_before_it_starts(tmp_path: Path, pool: KnowledgePool) -> None:
+    with pytest.raises(StoreError, match="name another folder"):
+        KnowledgeService(tmp_path / "pool", MnasS32(), EPOCHS)
