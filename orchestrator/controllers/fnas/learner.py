@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ class PpoLearner:
 
     def _on_learners(self, function: Callable[..., Any], **arguments: Any) -> list[Any]:
         """The function's results on every learner, or the first error; ClusterError if one does not answer."""
-        with self._rllib.quiet():
+        with self._rllib.quiet() if self.settings.num_learners else nullcontext():  # it costs a millisecond
             answers = list(self._group.foreach_learner(function, healthy_only=False, timeout_seconds=CALL_TIME_OUT_S,
                                                        **arguments))
         for answer in answers:
