@@ -228,4 +228,4 @@ def test_killed_retraining_goes_on_by_itself(ray_local: None, tmp_path: Path) ->
     folder = tmp_path / "task" / SPACE.arch_id(ROWS[2])
     assert (folder / "epoch-000003.json").exists()  # left for whoever asks again
     before_death = (folder / "epoch-000002.json").stat().st_mtime_ns
-    assert before_death < (tmp_path / "mark").stat().st_mtime_ns  # epochs 1 and 2 were not trained twice
+    assert before_death <= (tmp_path / "mark").stat().st_mtime_ns  # epochs 1 and 2 were not trained twice
