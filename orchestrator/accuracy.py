@@ -108,7 +108,7 @@ def read_table(settings: TableAccuracy, space: SearchSpace) -> TableEvaluatorFac
         missing = [name for name in (*settings.token_columns, settings.accuracy_column) if name not in names]
         if missing:
             raise DataError(f"accuracy table {settings.path} has no column '{missing[0]}'; it has {', '.join(names)}")
-        table = pq.read_table(settings.path, columns=[*settings.token_columns, settings.accuracy_column])
+        table = pq.read_table(settings.path, columns=sorted({*settings.token_columns, settings.accuracy_column}))
         tokens_NT = np.stack([table[name].to_numpy() for name in settings.token_columns], axis=1)
         accuracy_N = table[settings.accuracy_column].to_numpy().astype(np.float64) * settings.unit
         rows_NT = space.canonical(space.check_tokens(tokens_NT))
