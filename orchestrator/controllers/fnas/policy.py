@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from searchspaces.errors import SpaceError
 from searchspaces.space import SearchSpace, Tokens
 
-CACHED_PREFIXES = 100_000
+CACHED_PREFIXES = 20_000
 
 
 @dataclass(frozen=True)
