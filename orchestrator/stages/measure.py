@@ -32,10 +32,11 @@ def measure(run: RunContext) -> None:
                            target=asdict(pool.identity()))
     known = known_networks(run)
     pool.preload(known + [latency_result(row) for row in run.store.latency.read().to_pylist()])
-    plan_NT = with_known(spread_sample(run.space, settings.maximum, run.config.seed), [r.tokens_T for r in known])
+    sample_NT = spread_sample(run.space, settings.maximum, run.config.seed)
+    plan_NT, first = with_known(sample_NT, [result.tokens_T for result in known])
     measure_architectures(run, plan_NT[:2], run.progress.advance)
     check_reachable(wanted_ms, run.space, run.measured_ms)
-    count = max(min(settings.initial, settings.maximum), min(len(known) + 2, len(plan_NT)))
+    count = max(min(settings.initial, settings.maximum), first)
     while True:
         measure_architectures(run, plan_NT[:count], run.progress.advance)
         run.predictor = fit_predictor(run)
@@ -67,10 +68,12 @@ def known_networks(run: RunContext) -> list[LatencyResult]:
     return list({result.arch_id: result for results in by_run.values() for result in results}.values())
 
 
-def with_known(plan_NT: Tokens, known: Sequence[Tokens]) -> Tokens:
-    """The plan with what is known behind its two extremes, each row once; never shorter than the plan."""
-    rows = {row.tobytes(): row for row in (*plan_NT[:2], *known, *plan_NT[2:])}
-    return np.stack(list(rows.values()))[:max(len(plan_NT), len(known) + 2)]
+def with_known(plan_NT: Tokens, known: Sequence[Tokens]) -> tuple[Tokens, int]:
+    """The plan with what is known behind its two extremes, each row once, and how many rows that puts in front. As long
+    as the plan was, or as much longer as more is known."""
+    front = {row.tobytes(): row for row in (*plan_NT[:2], *known)}
+    rows = front | {row.tobytes(): row for row in plan_NT[2:] if row.tobytes() not in front}
+    return np.stack(list(rows.values()))[:max(len(plan_NT), len(front))], len(front)
 
 
 def fit_predictor(run: RunContext) -> LatencyPredictor:
