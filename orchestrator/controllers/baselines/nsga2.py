@@ -32,7 +32,7 @@ from orchestrator.controllers.baselines.random import distinct_samples
 from orchestrator.controllers.controller import Observation, Proposal
 from searchspaces.space import SearchSpace, Tokens
 
-SURVIVAL, MATING = 1, 2  # streams of random numbers, beside the random architectures'
+STREAM = 1   # of random numbers, beside the random architectures'
 BROODS = 50  # of P children each: then a generation has no new child to offer and random architectures are proposed
 
 
@@ -69,16 +69,15 @@ class Nsga2(TrialAnswers):
         return [self.take(tokens_T) for tokens_T in islice(fresh, n)]
 
     def _survive(self, generation: Sequence[Observation]) -> None:
-        """Environmental selection among the population and a complete generation."""
+        """Environmental selection among the population and a complete generation; one random stream per generation."""
         self.generation += 1
-        self.algorithm.random_state = np.random.default_rng([self.task.seed, SURVIVAL, self.generation])
+        self.algorithm.random_state = np.random.default_rng([self.task.seed, STREAM, self.generation])
         self.algorithm.tell(infills=individuals(generation, max(self.task.budgets_ms)))
-        self._children = self._brood(self.generation)
+        self._children = self._brood()
 
-    def _brood(self, generation: int) -> Iterator[Tokens]:
-        """int8[T] after int8[T]: children of the current population."""
-        for brood in range(BROODS):
-            self.algorithm.random_state = np.random.default_rng([self.task.seed, MATING, generation, brood])
+    def _brood(self) -> Iterator[Tokens]:
+        """int8[T] after int8[T]: children of the current population, drawn from what survival left of its stream."""
+        for _ in range(BROODS):
             children_NT = self.algorithm.ask().get("X").astype(np.int8)
             yield from children_NT[within(self.task, children_NT, max(self.task.budgets_ms))]
 
