@@ -122,6 +122,16 @@ def test_a_start_brings_the_stored_block_and_its_lineage(pool: KnowledgePool, ro
     assert start.sources[3] is None and start.lineage[3] == 0 and start.lineage_spread == 30
 
 
+def test_stored_channels_are_in_order_of_importance(pool: KnowledgePool, row: Row) -> None:
+    torch.manual_seed(0)
+    network = GraphNetwork(SPACE.graph(row))
+    pool.insert(row, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, 10, [10] * 10)
+    source = pool.start(row, active=True).sources[2]
+    assert source is not None
+    norms = np.abs(source.weights["layer1.project.weight"]).sum(axis=(0, 2, 3))
+    assert (np.diff(norms) <= 0).all() and norms[0] > norms[-1]
+
+
 def test_a_network_from_its_own_entry_computes_the_same(pool: KnowledgePool) -> None:
     torch.manual_seed(0)
     tokens = rows(1, seed=5)[0]
@@ -211,6 +221,7 @@ def test_a_clock_behind_the_others_does_not_hide_what_is_new(pool: KnowledgePool
     insert(pool, row, 1)
     monkeypatch.setattr(time, "time_ns", lambda: 1)
     insert(pool, row, 2)
+    assert pool.statistics()["lineage_smallest"] == 2
     assert pool.start(row, active=True).lineage == (2,) * 10
 
 
