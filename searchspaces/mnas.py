@@ -17,14 +17,15 @@ Legend: B = 7 blocks, q = 6 tokens per block; suffixes N, T, F as in space.py. B
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
 from searchspaces.errors import ConfigError, SpaceError
-from searchspaces.graph import INPUT, Graph, GraphBuilder, make_divisible
+from searchspaces.graph import INPUT, Graph, GraphBuilder, conv_out, make_divisible
 from searchspaces.space import Choice, SearchSpace, Tokens
+from searchspaces.vectorfeatures import VECTOR_FEATURES, vector_features
 
 BLOCKS = 7
 OPS, KERNELS, SE_RATIOS, SKIPS = ("conv", "sep", "mb3", "mb6"), (3, 5), (0, 0.25), ("none", "identity", "pool")
@@ -36,14 +37,15 @@ BLOCK_TOKENS = len(VOCABULARIES)
 EXPANSION = {"sep": 1, "mb3": 3, "mb6": 6}
 # MobileNetV2 at width 1.0
 STEM_CHANNELS, BLOCK_CHANNELS, HEAD_CHANNELS = 32, (16, 24, 32, 64, 96, 160, 320), 1280
+LEAST_CHANNELS = 16
 EPS = 1e-3
 
 
 class Mnas(SearchSpace):
     """`width` scales every channel count, `repeats` are the base repeats of the blocks.
 
-    Channels are multiples of the largest of 4, 2, 1 that keeps the three `filters` of every block apart: 4 at full
-    width, where multiples of 8 would make 0.75 * 16 equal to 16.
+    Channels are multiples of 4, of a base of at least 16: with multiples of 8, or a smaller base, 0.75 and 1.0 of it
+    would be the same network, and with other numbers runtimes leave their vectorised layouts.
     """
 
     def __init__(self, classes: int = 10, channels: int = 3, width: float = 1.0, resolution: int = 224,
@@ -162,38 +164,30 @@ class Mnas(SearchSpace):
     # --- networks --------------------------------------------------------------------------------------------------
 
     @cached_property
-    def divisor(self) -> int:
-        """See the class."""
-        for divisor in (4, 2):
-            if all(len(set(self._block_channels(b, divisor))) == len(FILTERS) for b in range(BLOCKS)):
-                return divisor
-        return 1
-
-    def _block_channels(self, block: int, divisor: int) -> list[int]:
-        return [make_divisible(BLOCK_CHANNELS[block] * self.width * f, divisor) for f in FILTERS]
-
-    @cached_property
     def block_channels(self) -> NDArray[np.int64]:
         """int64[B, 3]: output channels by `filters` token."""
-        return np.array([self._block_channels(b, self.divisor) for b in range(BLOCKS)])
+        return np.array([[make_divisible(self._scaled(base) * f, 4) for f in FILTERS] for base in BLOCK_CHANNELS])
 
     @cached_property
     def stem_channels(self) -> int:
-        return make_divisible(STEM_CHANNELS * self.width, self.divisor)
+        return self._scaled(STEM_CHANNELS)
+
+    def _scaled(self, channels: int) -> int:
+        return make_divisible(max(LEAST_CHANNELS, channels * self.width), 4)
 
     def graph(self, tokens_T: Tokens) -> Graph:
         row = self.canonical(self.check_tokens(np.asarray(tokens_T)[None]))
         builder = GraphBuilder(self.channels, self.resolution)
-        x = self._stem(builder)
-        for b, tokens in enumerate(self.by_block(row)[0]):
-            x = self._block(builder, x, b, tuple(int(token) for token in tokens))
+        x = self._stem(builder, INPUT)
+        for b, tokens in enumerate(self.by_block(row)[0].tolist()):
+            x = self._block(builder, x, b, tuple(tokens))
         self._head(builder, x)
         return builder.build()
 
-    def _stem(self, builder: GraphBuilder) -> str:
+    def _stem(self, builder: GraphBuilder, x: str) -> str:
         c = self.stem_channels
         builder.begin_block("stem", -1, f"conv 3x3 {c}", kernel=3, channels=c, stride=self.stem_stride)
-        return _conv_bn_relu(builder, INPUT, "stem.conv", c, 3, self.stem_stride)
+        return _conv_bn_relu(builder, x, "stem.conv", c, 3, self.stem_stride)
 
     def _block(self, builder: GraphBuilder, x: str, b: int, tokens: tuple[int, ...]) -> str:
         op, kernel, se = OPS[tokens[OP]], KERNELS[tokens[KERNEL]], SE_RATIOS[tokens[SE]]
@@ -207,12 +201,57 @@ class Mnas(SearchSpace):
         return x
 
     def _head(self, builder: GraphBuilder, x: str) -> None:
-        c = make_divisible(HEAD_CHANNELS * self.width, self.divisor)
+        c = self._scaled(HEAD_CHANNELS)
         builder.begin_block("final", -1, f"conv 1x1 {c}", kernel=1, channels=c, stride=1)
         x = _conv_bn_relu(builder, x, "final.conv", c, 1)
         builder.begin_block("head", -1, "classifier", classes=self.classes)
         x = builder.flatten(builder.global_pool(x, "head.pool"), "head.flatten")
         builder.linear(x, "head.linear", self.classes)
+
+    # --- look-ups --------------------------------------------------------------------------------------------------
+
+    def cost(self, tokens_NT: Tokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        sums = self._sums(tokens_NT)
+        return sums[:, 0].astype(np.int64), sums[:, 1].astype(np.int64)
+
+    def latency_features(self, tokens_NT: Tokens) -> NDArray[np.float32]:
+        """float32[N, 5]: see `vector_features`. Summed over the network, because what an operator costs depends on its
+        kind and size much more than on its place, and few networks are measured."""
+        return self._sums(tokens_NT)[:, 2:].astype(np.float32)
+
+    def _sums(self, tokens_NT: Tokens) -> NDArray[np.float64]:
+        """float64[N, 2 + F]: multiply-adds, parameters and latency features, added up over stem, blocks and head."""
+        rows = self.canonical(self.check_tokens(tokens_NT))
+        sums = np.zeros((len(rows), 2 + len(VECTOR_FEATURES)))
+        for total, blocks in zip(sums, self.by_block(rows).tolist()):
+            total += self._part(-1, self.channels, ())
+            channels = self.stem_channels
+            for b, tokens in enumerate(blocks):
+                total += self._part(b, channels, tuple(tokens))
+                channels = int(self.block_channels[b, tokens[FILTER]])
+            total += self._part(BLOCKS, channels, ())
+        return sums
+
+    def _part(self, b: int, channels: int, tokens: tuple[int, ...]) -> NDArray[np.float64]:
+        """One row of `_sums` for a block alone, -1 the stem, 7 the head; counted once, then remembered."""
+        key = (b, channels, *tokens)
+        if key not in self._parts:
+            strides = (self.stem_stride, *self.block_strides)[:b + 1]
+            size = reduce(lambda size, stride: conv_out(size, 3, stride), strides, self.resolution)
+            builder = GraphBuilder(channels, size)
+            if b == -1:
+                self._stem(builder, INPUT)
+            elif b == BLOCKS:
+                self._head(builder, INPUT)
+            else:
+                self._block(builder, INPUT, b, tokens)
+            graph = builder.build()
+            self._parts[key] = np.array([graph.madds, graph.params, *vector_features(graph)], dtype=np.float64)
+        return self._parts[key]
+
+    @cached_property
+    def _parts(self) -> dict[tuple[int, ...], NDArray[np.float64]]:
+        return {}
 
 
 def _conv_bn(builder: GraphBuilder, x: str, name: str, out: int, kernel: int, stride: int = 1, groups: int = 1) -> str:
@@ -260,7 +299,7 @@ class MnasS32(Mnas):
     """For 32x32 images such as CIFAR-10: width 0.5, final map 4x4."""
 
     def __init__(self, classes: int = 10, channels: int = 3, width: float = 0.5, resolution: int = 32,
-                 stem_stride: int = 1, block_strides: Sequence[int] = (1, 2, 2, 1, 1, 2, 1),
+                 stem_stride: int = 1, block_strides: Sequence[int] = (2, 1, 2, 1, 1, 2, 1),
                  repeats: Sequence[int] = (1, 2, 3, 4, 3, 3, 1)) -> None:
         super().__init__(classes, channels, width, resolution, stem_stride, block_strides, repeats)
 
@@ -269,6 +308,6 @@ class MnasS16(Mnas):
     """For very small images such as scikit-learn's 8x8 digits; 1,000 images are an epoch of a second on one core."""
 
     def __init__(self, classes: int = 10, channels: int = 1, width: float = 0.25, resolution: int = 16,
-                 stem_stride: int = 1, block_strides: Sequence[int] = (1, 2, 1, 2, 1, 2, 1),
+                 stem_stride: int = 1, block_strides: Sequence[int] = (2, 1, 2, 1, 1, 2, 1),
                  repeats: Sequence[int] = (1, 2, 2, 2, 2, 2, 1)) -> None:
         super().__init__(classes, channels, width, resolution, stem_stride, block_strides, repeats)

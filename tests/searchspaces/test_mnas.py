@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from searchspaces.errors import ConfigError, SpaceError
-from searchspaces.graph import Block
+from searchspaces.graph import INPUT, Block, GraphBuilder
 from searchspaces.mnas import BLOCK_TOKENS, BLOCKS, LAYER, OP, SKIP, Mnas, MnasS16, MnasS32
 from searchspaces.network import GraphNetwork, recalibrate_batch_norm
 from searchspaces.onnxgraph import to_onnx
 from searchspaces.space import Tokens
+from searchspaces.vectorfeatures import VECTOR_FEATURES, vector_features
 
 CONV, SEP, MB3, MB6 = range(4)
 NONE, IDENTITY, POOL = range(3)
@@ -72,8 +73,11 @@ def test_one_layer_of_each_op_by_hand() -> None:
 def test_channels() -> None:
     assert Mnas().block_channels.tolist() == [[12, 16, 20], [20, 24, 32], [24, 32, 40], [48, 64, 80], [72, 96, 120],
                                               [120, 160, 200], [240, 320, 400]]
-    for space in (MnasS32(), MnasS16(), Mnas(width=0.25), Mnas(width=0.37), Mnas(width=1.4)):
-        assert (np.diff(space.block_channels) > 0).all(), "two values of filters give the same channels"
+    assert MnasS16().block_channels.tolist() == [[12, 16, 20]] * 4 + [[20, 24, 32], [32, 40, 52], [60, 80, 100]]
+    for width in (0.25, 0.37, 0.5, 0.71, 1.4, 4.0):
+        channels = Mnas(width=width).block_channels
+        assert (np.diff(channels) > 0).all(), "two values of filters give the same channels"
+        assert (channels % 4 == 0).all()
 
 
 def test_sizes() -> None:
@@ -187,13 +191,14 @@ def test_roles_of_the_tensors() -> None:
     assert second[0] == ["layer1.conv", "layer1.conv_bn", "layer1.conv_act", *squeeze, *tail[2:]]
     assert second[1] == [*depthwise, *squeeze, *tail]
     assert second[2] == ["layer1.expand", "layer1.expand_bn", "layer1.expand_act", *depthwise, *squeeze, *tail]
-    assert "layer0.add" not in conv, "the first layer of block 1 changes its shape"
+    narrow = nodes(space, row_of({"filters": 0}, *[{"skip": POOL}] * 6), 1)
+    assert "layer0.add" in conv and "layer0.add" not in narrow, "only where the first layer keeps its shape"
 
 
 def test_strides_channels_and_settings() -> None:
     space = MnasS32()
     blocks = searched(space, same(op=MB3, filters=2, layers=2, skip=IDENTITY))
-    assert [block.out_shape for block in blocks] == [(10, 32, 32), (16, 16, 16), (20, 8, 8), (40, 8, 8), (60, 8, 8),
+    assert [block.out_shape for block in blocks] == [(20, 16, 16), (20, 16, 16), (20, 8, 8), (40, 8, 8), (60, 8, 8),
                                                      (100, 4, 4), (200, 4, 4)]
     assert dict(blocks[5].settings) == {"op": "mb3", "kernel": 3, "expand": 3, "se": False, "skip": "identity",
                                         "channels": 100, "layers": 4, "stride": 2}
@@ -226,6 +231,29 @@ def test_the_rows_above_hold_every_token_value() -> None:
     blocks = MnasS16().by_block(np.stack(ROWS))
     sizes = MnasS16().vocabulary_sizes.reshape(BLOCKS, BLOCK_TOKENS)[0]
     assert all(set(np.unique(blocks[:, 2, kind])) == set(range(size)) for kind, size in enumerate(sizes))
+
+
+def test_costs_and_features_by_parts_equal_those_of_whole_graphs() -> None:
+    for space in (MnasS16(), Mnas(block_strides=[1] * 7, repeats=[1] * 7, resolution=9)):
+        rows = space.sample_uniform(np.random.default_rng(0), 40)
+        graphs = [space.graph(row) for row in rows]
+        madds, params = space.cost(rows)
+        assert madds.tolist() == [graph.madds for graph in graphs]
+        assert params.tolist() == [graph.params for graph in graphs]
+        assert np.allclose(space.latency_features(rows), [vector_features(graph) for graph in graphs], rtol=1e-6)
+
+
+def test_latency_features_by_hand() -> None:
+    """12 and 20 channels count as 16 and 32. Operators: three convolutions, pool and addition, head pool, linear."""
+    builder = GraphBuilder(3, 8)
+    builder.begin_block("all", 0, "all")
+    x = builder.activation(builder.batch_norm(builder.conv(INPUT, "a", 20, 5, 2), "n"), "r", "relu")
+    x = builder.conv(builder.conv(x, "d", 20, 3, groups=20), "p", 12, 1)
+    x = builder.add((x, builder.pool(x, "q", "avg_pool", 3)), "s")
+    builder.linear(builder.flatten(builder.global_pool(x, "g"), "f"), "l", 10)
+    found = dict(zip(VECTOR_FEATURES, vector_features(builder.build()), strict=True))
+    assert found == pytest.approx({"operators": 7, "depthwise": 32 * 9 * 16 / 1e6, "dense": 16 * 32 * 25 * 16 / 1e6,
+                                   "pointwise": 32 * 16 * 16 / 1e6, "maps": 2 * 16 * 16 / 1e6})
 
 
 def test_extremes() -> None:
