@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.knowledgeentry import NewEntry, write_whole
@@ -213,10 +214,12 @@ class KnowledgeService:
             scheduling_strategy=here)
         gate = None if gate_file is None else str(Path(gate_file).absolute())
         self.actor = options.remote(str(folder), space, epochs, maximum_mb, gate)
-        if not ray.wait([self.actor.statistics.remote()], timeout=START_TIME_OUT_S)[0]:
+        try:
+            ray.get(self.actor.statistics.remote(), timeout=START_TIME_OUT_S)
+        except RayError as error:
             ray.kill(self.actor)
-            raise ClusterError(f"the knowledge pool did not start within {START_TIME_OUT_S:g} s; look at this node's "
-                               "load and memory")
+            raise ClusterError(f"the knowledge pool did not start within {START_TIME_OUT_S:g} s "
+                               f"({type(error).__name__}); look at this node's load and memory") from error
 
     def close(self) -> None:
         """Ends the actor; the pool stays on the disk."""

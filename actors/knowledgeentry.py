@@ -1,13 +1,13 @@
 """One entry of the knowledge pool: a trained block as a safetensors file, and its row in the Parquet index.
 
-The facts of the row are in the file too, as its metadata, so that a lost index can be made again from the entries.
+The facts of the row are in the file too, as its metadata, and the start of its digest in its name, so that a lost index
+can be made again from the entries.
 """
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,6 +24,7 @@ SCHEMA = pa.schema([
     ("sha256", pa.string()), ("size_bytes", pa.int64()), ("lineage", pa.int64()), ("iterations", pa.int64()),
     ("written_ns", pa.int64()),
 ])
+DIGITS = 16             # of the digest in file names
 BlockId = tuple[int, str, tuple[int, ...]]     # stage, kind, key
 
 
@@ -63,11 +64,13 @@ class Entry:
     def of_file(path: Path) -> Entry:
         """The row from the file alone. OSError if it cannot be read, DamagedError."""
         content = path.read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        if not path.stem.endswith(sha256[:DIGITS]):
+            raise DamagedError("its content does not have the digest of its name")
         try:
             with safe_open(path, "numpy") as file:
                 facts = json.loads(file.metadata()["entry"])
-            facts |= {"key": tuple(facts["key"]), "file": path.name, "size_bytes": len(content),
-                      "sha256": hashlib.sha256(content).hexdigest()}
+            facts |= {"key": tuple(facts["key"]), "file": path.name, "size_bytes": len(content), "sha256": sha256}
             return Entry(**{field.name: facts[field.name] for field in fields(Entry)})
         except (ValueError, LookupError, TypeError, SafetensorError) as error:
             raise DamagedError(str(error)) from error
@@ -89,9 +92,9 @@ class NewEntry:
                  "written_ns": written_ns}
         content = save({name: np.ascontiguousarray(array) for name, array in self.weights.items()},
                        {"entry": json.dumps(facts)})
-        file = f"{stage}-{kind or '.'.join(map(str, key))}-{unique(written_ns)}.safetensors"
-        return Entry(stage, kind, key, file, hashlib.sha256(content).hexdigest(), len(content), self.lineage,
-                     self.iterations, written_ns), content
+        sha256 = hashlib.sha256(content).hexdigest()
+        file = f"{stage}-{kind or '.'.join(map(str, key))}-{written_ns:x}-{sha256[:DIGITS]}.safetensors"
+        return Entry(stage, kind, key, file, sha256, len(content), self.lineage, self.iterations, written_ns), content
 
 
 def newest(entries: Iterable[Entry]) -> dict[BlockId, Entry]:
@@ -117,11 +120,6 @@ def read_index(path: Path) -> list[Entry]:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DamagedError(str(error)) from error
     return [Entry(**{**row, "key": tuple(row["key"])}) for row in table.to_pylist()]
-
-
-def unique(written_ns: int) -> str:
-    """A part of file names that no other process uses."""
-    return f"{written_ns:x}-{uuid.uuid4().hex[:8]}"
 
 
 def write_whole(path: Path, content: bytes) -> None:

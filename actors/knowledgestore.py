@@ -1,15 +1,19 @@
 """Trained blocks on disk: one safetensors file per entry, and a Parquet index that says what they are.
 
-    epochs-4/entries/2-1.0.1.0.2.1-18f3....safetensors      the tensors of one block
-    epochs-4/index/part-18f3....parquet                     one row per entry, written after its file
+    epochs-4/entries/2-1.0.1.0.2.1-18f3...-9b1c....safetensors     the tensors of one block
+    epochs-4/index/part-18f3....parquet                            one row per entry, written after its file
 
 Any number of processes on any number of machines may read and write one folder at the same time. Nothing is changed in
 place: entries and index parts appear whole (written aside, flushed, renamed) under names of their own, and what is
-newest counts. A writer that is killed leaves at most files that no row names yet. One process at a time compacts: it
-holds a lock (which ends with its process), writes all living rows into one part, adopts entries that no row names,
-removes the oldest entries beyond the size limit, and then the old parts. A reader that finds a file gone looks at the
-index again. Damaged files are set aside as `*.damaged` with a warning; only that entry is lost, and the rows of a
-damaged index part are read from the entries themselves.
+newest counts. A writer that is killed leaves at most files that no row names yet. A reader that finds a file gone looks
+at the index again.
+
+One process at a time compacts: it holds a lock (which ends with its process), writes all living rows into one part,
+adopts entries that no row names, and removes the oldest entries beyond the size limit. Where the file system has no
+locks (some network ones) nobody compacts, and a warning says so.
+
+Damaged files are set aside as `*.damaged` with a warning. Only that entry is lost; the rows of a damaged index part are
+made again from the entries.
 """
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ import fcntl
 import logging
 import os
 import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +36,6 @@ from actors.knowledgeentry import (
     NewEntry,
     newest,
     read_index,
-    unique,
     write_index,
     write_whole,
 )
@@ -130,7 +134,7 @@ class KnowledgeStore:
         return True
 
     def _write_part(self, rows: Sequence[Entry]) -> None:
-        write_index(self._index / f"part-{unique(time.time_ns())}.parquet", rows)
+        write_index(self._index / f"part-{time.time_ns():x}-{uuid.uuid4().hex[:8]}.parquet", rows)
 
     def _remove(self, files: Iterable[str]) -> None:
         for file in files:
