@@ -21,3 +21,11 @@ def multiplicative(accuracy: Array, latency: Array, budget: Array | float, expon
 def absolute(accuracy: Array, latency: Array, budget: Array | float, coefficient: float = 0.07) -> Array:
     """Acc - coefficient * |c/B - 1| (TuNAS)."""
     return accuracy - coefficient * np.abs(latency / budget - 1)
+
+
+def mnasnet(accuracy: Array, cost: Array, target: float, under: float = -0.07, over: float = -0.07,
+            floor: float = 0.0) -> Array:
+    """Acc * (c/T)^w, w = `under` where c <= T and `over` elsewhere (FNAS Eq. 2). Soft: both -0.07, hard: 0 and -1.
+    c/T counts as at least `floor`."""
+    exponent = np.where(cost <= target, under, over)
+    return accuracy * np.maximum(cost / target, floor) ** exponent

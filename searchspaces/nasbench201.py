@@ -114,7 +114,7 @@ class NasBench201(SearchSpace):
     def _cell(self, builder: GraphBuilder, x: str, stage: int, index: int, row: Tokens) -> str:
         name, channels = f"stage{stage}.cell{index}", self.width * 2 ** stage
         settings = {f"{a}->{b}": OPERATIONS[token] for (a, b), token in zip(EDGES, row)}
-        builder.begin_block(name, stage, "cell", channels=channels, **settings)
+        builder.begin_block(name, stage, "cell", tuple(int(token) for token in row), channels=channels, **settings)
         values = {0: x}
         for node in (1, 2, 3):
             incoming = []

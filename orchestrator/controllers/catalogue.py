@@ -18,6 +18,7 @@ from searchspaces.space import SearchSpace
 
 CONTROLLERS = {
     "evolution": "orchestrator.controllers.baselines.evolution:RegularisedEvolution",
+    "fnas": "orchestrator.controllers.fnas.controller:Fnas",
     "nsga2": "orchestrator.controllers.baselines.nsga2:Nsga2",
     "pnag": "orchestrator.controllers.pnag.controller:Pnag",
     "random": "orchestrator.controllers.baselines.random:RandomSearch",

@@ -1,0 +1,255 @@
+"""FNAS (fnas.md section 7): PPO that trains a tenth of the models.
+
+One iteration:
+1. up to half of the batch comes from the experience buffer (AEB), the rest is sampled from the policy;
+2. fresh samples that the critic (UAC) is sure about get V(m) as their reward, the others are trained;
+3. trained samples enter the buffer and the critic's data;
+4. PPO on the whole batch, old samples corrected; 5. the critic learns.
+
+Everything is a function of the seed and of the observed trials in their order: a batch is drawn the moment the number
+of outstanding trainings allows it, so replaying the log rebuilds policy, critic and buffer.
+"""
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from scipy.stats import spearmanr
+
+from orchestrator.controllers.baselines.answers import TrialAnswers, within
+from orchestrator.controllers.controller import EarlierRun, Observation, Proposal
+from orchestrator.controllers.fnas.batch import Sample, Sampler
+from orchestrator.controllers.fnas.critic import Critic
+from orchestrator.controllers.fnas.experience import Experience, ExperienceBuffer, staleness
+from orchestrator.controllers.fnas.learner import PpoLearner, PpoSettings
+from orchestrator.controllers.fnas.settings import FnasSettings
+from orchestrator.rewards import mnasnet
+from searchspaces.errors import ConfigError
+from searchspaces.space import Tokens
+
+ADVANTAGE_CLIP = 3.0
+DEVIATION_FLOOR = 1e-3
+WATCHED = 50  # prequential predictions behind the logged |V - R| and Spearman(U, |V - R|)
+EXPONENTS = {"soft": (-0.07, -0.07), "hard": (0.0, -1.0), "accuracy": (0.0, 0.0)}
+Floats = NDArray[np.float64]
+
+
+class Fnas(TrialAnswers):
+    """See the module docstring. Answers with the best trained architectures, which the hand-over retrains [S4 6.2]."""
+
+    uses_earlier_runs = True
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        s: FnasSettings = self.settings
+        if s.reward.cost == "madds" and s.reward.target is None and s.reward.form != "accuracy":
+            raise ConfigError("controller option reward.target is missing; with reward.cost madds give the number of "
+                              "multiply-adds to aim at, for example 3e8")
+        self._target = s.reward.target or max(self.task.budgets_ms)
+        p = s.policy
+        self._learner = PpoLearner(self.space, PpoSettings(
+            learning_rate=p.learning_rate, clip=p.clip, epochs=p.epochs, gradient_norm=p.gradient_norm,
+            hidden=p.hidden, num_learners=p.num_learners), self.task.seed)
+        inputs = self.space.features(self.space.canonical(self.space.extremes())).shape[1]
+        self._critic = Critic(inputs, self.task.seed, s.critic.form, s.critic.members, s.critic.hidden)
+        self._buffer = ExperienceBuffer(s.buffer.size, s.buffer.eviction, s.buffer.temperature)
+        self._sampler = Sampler(self.space, s.critic, self._critic, self._allowed)
+        self._inbox: deque[Observation] = deque()      # observed, not yet learnt from
+        self._queue: deque[Sample] = deque()           # to be proposed
+        self._outstanding: dict[bytes, Sample] = {}    # to be observed, proposed or not
+        self._rewards: dict[bytes, float] = {}         # of trained architectures
+        self._failed: set[bytes] = set()
+        self._ready: list[Sample] = []                 # the next update's fresh part
+        self._watched: deque[tuple[float, float]] = deque(maxlen=WATCHED)   # (U, |V - R|)
+        self._baseline: float | None = None
+        self._updates = self._batches = 0
+        self._counts = {"trained": 0, "trusted": 0, "known": 0}
+        self._metrics: dict[str, float] = {}
+        self._exhausted = False
+        self._recommended: deque[Tokens] = deque()
+        for earlier in self.task.earlier:
+            self._learn_from(earlier)
+        if self._critic.all_samples:
+            self._critic.fit(s.critic.pretraining_steps)
+
+    @classmethod
+    def settings_model(cls) -> type[BaseModel]:
+        return FnasSettings
+
+    # --- the contract ------------------------------------------------------------------------------------------------
+
+    def propose(self, n: int) -> list[Proposal]:
+        self._advance()
+        return [Proposal(self.space.canonical(self._queue.popleft().tokens_T[None])[0])
+                for _ in range(min(n, len(self._queue)))]
+
+    def observe(self, trials: Sequence[Observation]) -> None:
+        super().observe(trials)
+        self._inbox.extend(trials)
+
+    def reward(self, tokens_NT: Tokens, accuracy_N: Floats, latency_ms_N: Floats) -> Floats:
+        """R float64[N] (Eq. 2)."""
+        s = self.settings.reward
+        if s.form == "accuracy":
+            return np.asarray(accuracy_N, dtype=np.float64)
+        cost_N = latency_ms_N if s.cost == "latency" else self.space.cost(tokens_NT)[0].astype(np.float64)
+        return np.asarray(mnasnet(accuracy_N, cost_N, self._target, *EXPONENTS[s.form], s.floor))
+
+    def metrics(self) -> dict[str, float]:
+        return dict(self._metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {f"policy.{k}": v for k, v in self._learner.state_dict().items()}
+        state |= {f"critic.{k}": v for k, v in self._critic.state_dict().items()}
+        if self._buffer.entries:
+            state["buffer.tokens"] = np.stack([e.tokens_T for e in self._buffer.entries])
+            state["buffer.rewards"] = np.array([e.reward for e in self._buffer.entries])
+        return state | super().state_dict()
+
+    # --- one iteration (section 7) -----------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Takes in what was observed, updates and draws whenever few enough trainings are outstanding."""
+        self._iterate()
+        while self._inbox:
+            self._take_in(self._inbox.popleft())
+            self._iterate()
+
+    def _iterate(self) -> None:
+        while len(self._outstanding) <= self.settings.in_flight and not self._exhausted:
+            if self._ready:
+                self._update()
+            self._draw()
+
+    def _draw(self) -> None:
+        """Steps 1 and 2."""
+        s: FnasSettings = self.settings
+        rng = np.random.default_rng([self.task.seed, 1, self._batches])
+        size = s.batch - min(len(self._buffer), int(s.batch * s.buffer.share))
+        taken = self._failed | self._outstanding.keys()
+        batch = self._sampler.draw(self._learner.policy, self._updates, self._rewards, taken, size, rng)
+        to_train = self._with_recommended(batch.to_train)
+        self._batches += 1
+        self._queue.extend(to_train)
+        self._outstanding |= {sample.key: sample for sample in to_train}
+        self._ready += batch.settled
+        for sample in batch.settled:
+            self._counts[sample.kind] += 1
+        self._exhausted = not to_train
+
+    def _take_in(self, trial: Observation) -> None:
+        """Step 3. Foreign trials are learnt from as if they had been sampled by the current policy."""
+        tokens_1T = self.space.canonical(np.asarray(trial.tokens, dtype=np.int8)[None])
+        key = tokens_1T[0].tobytes()
+        sample = self._outstanding.pop(key, None)
+        if sample is not None and any(queued is sample for queued in self._queue):
+            self._queue.remove(sample)
+        if not (np.isfinite(trial.accuracy) and np.isfinite(trial.latency_ms)):
+            self._failed.add(key)
+            return
+        reward = float(self.reward(tokens_1T, np.array([trial.accuracy]), np.array([trial.latency_ms]))[0])
+        foreign = sample is None
+        if sample is None:
+            features_1D = self.space.features(tokens_1T)
+            log_mu_T = self._learner.policy.evaluate(tokens_1T)[0][0]
+            sample = Sample(tokens_1T[0], key, log_mu_T, self._updates, features_1D[0])
+        sample.reward = reward
+        self._rewards[key] = reward
+        self._counts["trained"] += 1
+        self._critic.add(sample.features_D, reward, sample.predicted)
+        if sample.predicted is not None:
+            self._watched.append((sample.doubt, abs(sample.predicted - reward)))
+        if foreign:
+            self._buffer.add(sample.tokens_T, reward, sample.log_mu_T)
+        else:
+            self._ready.append(sample)
+
+    def _update(self) -> None:
+        """Steps 4 and 5."""
+        s: FnasSettings = self.settings
+        fresh, self._ready = self._ready, []
+        rng = np.random.default_rng([self.task.seed, 2, self._updates])
+        n = min(len(self._buffer), int(s.batch * s.buffer.share))
+        progress = min(1.0, self._counts["trained"] / self.task.evaluations)
+        exploited, weights_n = self._buffer.draw(rng, n, beta=progress)
+        batch: list[Sample | Experience] = [*fresh, *exploited]
+        tokens_NT = np.stack([x.tokens_T for x in batch])
+        rewards_N = np.array([x.reward for x in batch])
+        log_old_NT = self._learner.policy.evaluate(tokens_NT)[0]
+        log_mu_NT = np.stack([x.log_mu_T for x in batch])
+        correction_N = staleness(log_old_NT, log_mu_NT, s.buffer.rho_min, s.buffer.rho_max)
+        late_N = [self._updates - sample.version > s.stale_after for sample in fresh]
+        weights_N = np.concatenate([np.where(late_N, correction_N[:len(fresh)], 1.0),
+                                    weights_n * correction_N[len(fresh):]])
+        fresh_mean = float(rewards_N[:len(fresh)].mean())
+        baseline = fresh_mean if self._baseline is None else self._baseline
+        advantages_N = np.clip((rewards_N - baseline) / (rewards_N.std() + DEVIATION_FLOOR), -ADVANTAGE_CLIP,
+                               ADVANTAGE_CLIP)
+        entropy_weight = s.policy.entropy_start + progress * (s.policy.entropy_end - s.policy.entropy_start)
+        loss = self._learner.update(tokens_NT, advantages_N, weights_N, entropy_weight, log_old_NT)
+        self._baseline = baseline + (1 - s.policy.baseline_decay) * (fresh_mean - baseline)
+        for sample in fresh:
+            if sample.kind == "trained":
+                self._buffer.add(sample.tokens_T, sample.reward, sample.log_mu_T)
+        self._updates += 1
+        self._critic.fit(s.critic.steps if s.critic.use else 0)
+        self._note(loss, fresh_mean)
+
+    # --- transfer ----------------------------------------------------------------------------------------------------
+
+    def _learn_from(self, earlier: EarlierRun) -> None:
+        """The critic learns an earlier run's trials; its best architectures are trained first (another task) or enter
+        the buffer at once (the same task)."""
+        known = np.isfinite(earlier.accuracy_N) & (np.isfinite(earlier.latency_ms_N) | ~self._needs_latency)
+        tokens_NT = self.space.canonical(earlier.tokens_NT[known])
+        if not len(tokens_NT):
+            return
+        rewards_N = self.reward(tokens_NT, earlier.accuracy_N[known], earlier.latency_ms_N[known])
+        self._critic.add_earlier(self.space.features(tokens_NT), rewards_N)
+        for row in np.argsort(-rewards_N, kind="stable")[:self.settings.buffer.size]:
+            if earlier.same_task:
+                log_mu_T = self._learner.policy.evaluate(tokens_NT[row][None])[0][0]
+                self._buffer.add(tokens_NT[row], float(rewards_N[row]), log_mu_T)
+            elif self._allowed(tokens_NT[row][None])[0]:
+                self._recommended.append(tokens_NT[row])
+
+    @property
+    def _needs_latency(self) -> bool:
+        return self.settings.reward.form != "accuracy" and self.settings.reward.cost == "latency"
+
+    def _with_recommended(self, to_train: list[Sample]) -> list[Sample]:
+        """The batch's trainings, led by what was best elsewhere."""
+        first: list[Sample] = []
+        taken = {sample.key for sample in to_train} | self._rewards.keys() | self._outstanding.keys() | self._failed
+        while self._recommended and len(first) < len(to_train):
+            tokens_1T = self._recommended.popleft()[None]
+            if (key := tokens_1T[0].tobytes()) in taken:
+                continue
+            features_1D = self.space.features(tokens_1T)
+            values, doubts = self._critic.predict(features_1D)
+            log_mu_T = self._learner.policy.evaluate(tokens_1T)[0][0]
+            first.append(Sample(tokens_1T[0], key, log_mu_T, self._updates, features_1D[0], float(values[0]),
+                                float(doubts[0])))
+        return first + to_train[:len(to_train) - len(first)]
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _allowed(self, tokens_NT: Tokens) -> NDArray[np.bool_]:
+        """bool[N]: what is known to be over the largest budget is never trained."""
+        return within(self.task, tokens_NT, max(self.task.budgets_ms))
+
+    def _note(self, loss: dict[str, float], fresh_mean: float) -> None:
+        doubts, errors = np.array(self._watched).reshape(-1, 2).T
+        varied = len(doubts) > 2 and doubts.std() > 0 and errors.std() > 0
+        novel = self._counts["trained"] + self._counts["trusted"]
+        self._metrics = {
+            **{k: float(v) for k, v in self._counts.items()}, "iteration": float(self._updates),
+            "reward_mean": fresh_mean, "reward_best": max(self._rewards.values(), default=float("nan")),
+            "trusted_share": self._counts["trusted"] / max(1, novel),
+            "critic_error": float(errors.mean()) if len(errors) else float("nan"),
+            "critic_spearman": float(spearmanr(doubts, errors)[0]) if varied else float("nan"),
+            "buffer": float(len(self._buffer)), "late": float(len(self._outstanding)), **loss}

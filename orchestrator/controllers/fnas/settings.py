@@ -1,0 +1,79 @@
+"""Settings of FNAS. Where the paper is silent or unsound the default is ours; `printed` values are named beside it."""
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.controllers.fnas.critic import Form
+from orchestrator.controllers.fnas.experience import Eviction
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RewardSettings(Section):
+    """R = ACC * (LAT / T)^w (Eq. 2, after MnasNet): soft w = -0.07; hard w = 0 under the target and -1 above."""
+
+    form: Literal["soft", "hard", "accuracy"] = Field("soft", description="accuracy: cost does not count")
+    cost: Literal["latency", "madds"] = "latency"
+    target: float | None = Field(None, gt=0, description="T, in ms or multiply-adds; none: the largest budget")
+    floor: float = Field(0.5, ge=0, description="LAT / T counts as at least this, or models of almost no cost win")
+
+
+class CriticSettings(Section):
+    """Uncertainty-aware critic (section 4): which samples need no training."""
+
+    use: bool = True
+    form: Form = Field("ensemble", description="printed: V and a second network U that learns its errors")
+    decision: Literal["promise", "uncertainty"] = Field(
+        "promise", description="what is trained: what may be good (V + 2 U), or only what is uncertain (U), as printed")
+    members: int = Field(5, ge=2, description="networks of the ensemble")
+    hidden: int = Field(64, ge=4, description="200 as printed")
+    quantile: float = Field(0.5, gt=0, lt=1, description="running quantile of the score below which a sample is "
+                                                         "trusted; the median is what halves the trainings")
+    trusted_share: float = Field(0.5, ge=0, lt=1, description="of the fresh part of a batch")
+    least_trained: int = Field(40, ge=2, description="trained samples before anything is trusted; 100 in our first "
+                                                      "reading of the paper")
+    extra_draws: int = Field(50, ge=0, description="samples drawn beyond a batch to find untrusted ones")
+    steps: int = Field(30, ge=1, description="of Adam after each policy update; 10 in our first reading of the paper")
+    pretraining_steps: int = Field(1000, ge=0, description="on the samples of earlier runs, before the search")
+
+
+class BufferSettings(Section):
+    """Architecture experience buffer (section 6)."""
+
+    size: int = Field(10, ge=0, description="0: no buffer")
+    share: float = Field(0.5, ge=0, lt=1, description="largest share of a batch that comes from the buffer")
+    eviction: Eviction = "quantiles"
+    temperature: float | None = Field(1.0, gt=0, description="of the priorities, 1 is Eq. 5; none: std of the rewards")
+    rho_min: float = Field(0.1, ge=0, description="smallest correction of an old sample; 0: exact")
+    rho_max: float = Field(2.0, gt=0, description="largest correction of an old sample")
+
+
+class PolicySettings(Section):
+    """LSTM policy and PPO (section 3)."""
+
+    hidden: int = Field(100, ge=4)
+    learning_rate: float = Field(3.5e-4, gt=0)
+    clip: float = Field(0.2, gt=0, lt=1)
+    epochs: int = Field(4, ge=1, description="of PPO per batch")
+    entropy_start: float = Field(1e-3, ge=0, description="per nat of a whole sequence")
+    entropy_end: float = Field(1e-5, ge=0)
+    gradient_norm: float = Field(0.5, gt=0)
+    baseline_decay: float = Field(0.95, ge=0, lt=1)
+    num_learners: int = Field(0, ge=0, le=64, description="learners on the cluster; 0: in the driver")
+
+
+class FnasSettings(Section):
+    """All of FNAS; `batch` samples make one update."""
+
+    batch: int = Field(20, ge=2)
+    in_flight: int = Field(2, ge=0, description="trainings that may still run when the next batch is drawn; 0: one "
+                                                "batch after the other; as many as workers keeps all of them busy")
+    stale_after: int = Field(2, ge=0, description="updates after which a late result is corrected like an old sample")
+    reward: RewardSettings = RewardSettings()
+    critic: CriticSettings = CriticSettings()
+    buffer: BufferSettings = BufferSettings()
+    policy: PolicySettings = PolicySettings()
