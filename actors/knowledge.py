@@ -66,11 +66,6 @@ class Start:
         """Iterations behind the initial weights of each block, 0 for fresh ones."""
         return tuple(source.lineage if source is not None else 0 for source in self.sources)
 
-    @property
-    def lineage_spread(self) -> int:
-        """By how many iterations the training before this start differs between blocks; 0 is strictly fair."""
-        return max(self.lineage) - min(self.lineage)
-
 
 class KnowledgePool:
     """See the module docstring. One thread at a time; any number of processes may open the same folder.

@@ -88,13 +88,13 @@ def test_a_start_brings_the_stored_block_and_its_lineage(pool: KnowledgePool, ro
     near, far = other(row, (2, 1)), other(row, (2, 1), (2, 2))
     start = pool.start(near, active=True)
     assert (start.hits, start.queries, check_marks(start)) == (QUERIES, QUERIES, 10)
-    assert start.lineage == (30,) * 10 and start.lineage_spread == 0
+    assert start.lineage == (30,) * 10
     source = start.sources[3]
     assert source is not None and source.stage == 2 and source.similarity == pytest.approx(5 / 6)
     assert source.key == tuple(row[12:18]) and "layer0.depthwise.weight" in source.weights
     start = pool.start(far, active=True)
     assert (start.hits, start.queries) == (QUERIES - 1, QUERIES)
-    assert start.sources[3] is None and start.lineage[3] == 0 and start.lineage_spread == 30
+    assert start.sources[3] is None and start.lineage == (30, 30, 30, 0, *[30] * 6)
 
 
 def test_stored_channels_are_in_order_of_importance(pool: KnowledgePool, row: Row) -> None:
