@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from actors.data import Prepared, mapped
+from actors.devices import device_of
 from searchspaces.errors import EvaluationError, ParetorayError
 from searchspaces.network import input_of, recalibrate_batch_norm
 from searchspaces.space import SearchSpace, Tokens
@@ -163,7 +164,7 @@ class SupernetEvaluator(Evaluator):
 def share_correct(network: nn.Module, images: Tensor, labels: Tensor, batch: int = EVALUATION_BATCH) -> float:
     """Share of images whose largest logit is the label's. Logits that are not finite are an error, not chance."""
     hits = 0
-    device = next((parameter.device for parameter in network.parameters()), labels.device)
+    device = device_of(network)
     with torch.inference_mode():
         for start in range(0, len(labels), batch):
             chunk = input_of(network, images[start:start + batch].to(device))

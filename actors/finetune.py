@@ -9,10 +9,9 @@ batches depend on the seed and the step only, and on one kind of device every st
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from actors.data import Batches, Images, calibration_images
+from actors.devices import device_of
 from actors.evaluator import even_chunks
-from searchspaces.errors import ConfigError, EvaluationError
+from searchspaces.errors import EvaluationError
 from searchspaces.network import input_of, recalibrate_batch_norm
 
-Device = Literal["auto", "cpu", "cuda"]
 NETWORK, MOMENTUM = "network.", "momentum."  # prefixes in the state
 
 
@@ -125,22 +124,3 @@ def arrays(module: nn.Module) -> dict[str, NDArray[np.generic]]:
     """The module's tensors as numpy copies in the plain memory layout."""
     return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format).numpy()
             for name, tensor in module.state_dict().items()}
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where the module's parameters are; the CPU for a module without any."""
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-
-
-def training_device(wanted: Device) -> torch.device:
-    """The device of this process. On a GPU, from then on, only deterministic kernels and full float32 products."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' is asked for and this worker sees no GPU; declare GPUs for it, or use 'auto' "
-                          "or 'cpu'")
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first handle is made; determinism
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return torch.device("cuda")

@@ -29,8 +29,9 @@ from ray.actor import ActorHandle
 
 from actors.checkpoints import read_newest, remove_checkpoints, write_checkpoint
 from actors.data import Augmentation, Batches, Images, Prepared, Preprocessing, mapped
+from actors.devices import Device, training_device
 from actors.evaluator import Evaluator, Weights, share_correct
-from actors.finetune import Device, NetworkTraining, Recipe, arrays, recalibrate, training_device
+from actors.finetune import NetworkTraining, Recipe, arrays, recalibrate
 from actors.knowledge import KnowledgePool
 from actors.warmstart import KnowledgeLink
 from searchspaces.errors import ConfigError, EvaluationError, StoreError
@@ -94,7 +95,7 @@ class ArchitectureTrainer:
         self._folder = folder
         self._device = training_device(settings.device)
         # What must be equal for a training to be the same training. The device may change.
-        self.facts = {"space_id": space.space_id, "images": len(train),
+        self.facts = {"space_id": space.space_id, "images": len(train), "knowledge": knowledge is not None,
                       **{name: value for name, value in asdict(settings).items() if name != "device"}}
 
     def train(self, tokens_T: Tokens) -> Trained:

@@ -12,6 +12,7 @@ import ray
 import torch
 
 from actors.data import Augmentation, Preprocessing
+from actors.devices import training_device
 from actors.evaluator import Evaluation
 from actors.finetune import arrays
 from actors.rollout import PoolSettings, RolloutPool
@@ -153,8 +154,17 @@ def test_settings_that_train_nothing_are_refused(change: dict[str, int], sentenc
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="sees no GPU"):
+    with pytest.raises(ConfigError, match="has no GPU"):
         factory(tmp_path, settings=replace(SETTINGS, device="cuda"))()
+
+
+def test_a_worker_without_declared_gpus_leaves_those_it_sees_alone(ray_local: None) -> None:
+    def device() -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            return str(training_device("auto"))
+
+    assert ray.get(ray.remote(device).options(num_cpus=0.5).remote(), timeout=PATIENCE_S) == "cpu"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
