@@ -3,13 +3,15 @@
     slots          every block position of the space, in network order: {name, stage}
     blocks         distinct blocks, each stored once: {label, detail, height, width, parts}
     architectures  arch_id -> one index into `blocks` per slot, -1 where the layer is skipped (a gap in the picture)
+    hint           how to read the picture
 
 `height` and `width` are in 0..1: height by kernel, width by expansion (blocks without one are narrow). `parts` are the
-colour categories of a block from top to bottom: its kernel, or one per operation of a cell.
+colour categories of a block from top to bottom: one per operation of a cell; else its `op`, or its kernel where all
+blocks are of one kind, once per layer.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ NARROW = 0.45
 def drawing_data(space: SearchSpace, rows: Mapping[str, Tokens]) -> dict[str, Any]:
     """Drawing of every architecture in `rows` (arch_id -> int8[T]). SpaceError where a row is not of this space."""
     if not rows:
-        return {"slots": [], "blocks": [], "architectures": {}}
+        return {"slots": [], "blocks": [], "architectures": {}, "hint": ""}
     tokens_NT = space.canonical(space.check_tokens(np.stack(list(rows.values()))))
     graphs = {arch_id: space.graph(tokens) for arch_id, tokens in zip(rows, tokens_NT)}
     # The extremes add the positions that none of the given architectures uses, so that their gaps show too.
@@ -43,7 +45,20 @@ def drawing_data(space: SearchSpace, rows: Mapping[str, Tokens]) -> dict[str, An
             row[block.name] = index[key]
         architectures[arch_id] = list(row.values())
     return {"slots": [{"name": name, "stage": stage} for name, stage in slots.items()], "blocks": blocks,
-            "architectures": architectures}
+            "architectures": architectures, "hint": _hint(graphs.values())}
+
+
+def _hint(graphs: Iterable[Graph]) -> str:
+    blocks = [block for graph in graphs for block in graph.blocks]
+    if any(_is_cell(block) for block in blocks):
+        return "A cell shows its operations from top to bottom."
+    layers = " Bands: its layers." if any("layers" in block.settings for block in blocks) else ""
+    return "Height: kernel size. Width: expansion." + layers
+
+
+def _is_cell(block: Block) -> bool:
+    """Has operations instead of a kernel."""
+    return "kernel" not in block.settings and any(isinstance(value, str) for value in block.settings.values())
 
 
 def _slots(graphs: Sequence[Graph]) -> dict[str, int]:
@@ -67,17 +82,18 @@ def _largest(graphs: Sequence[Graph], setting: str) -> float:
 
 
 def _describe(block: Block, largest_kernel: float, largest_expand: float) -> dict[str, Any]:
-    operations = [str(value) for value in block.settings.values() if isinstance(value, str)]
     kernel, expand = block.settings.get("kernel"), block.settings.get("expand")
-    if operations:
+    if _is_cell(block):
         height, width = 1.0, 1.0
+        parts = [value for value in block.settings.values() if isinstance(value, str)]
     else:
         height = 0.25 + 0.75 * (float(kernel) / largest_kernel if kernel else 0.0)
         width = NARROW if expand is None else 0.25 + 0.75 * float(expand) / largest_expand
+        parts = [str(block.settings.get("op", f"kernel {kernel}" if kernel else "other"))]
+        parts *= int(block.settings.get("layers", 1))
     settings = [f"{name} {_value(value)}" for name, value in block.settings.items()]
     shape = "×".join(str(size) for size in block.out_shape)
     detail = [*settings, f"output {shape}", f"{block.madds / 1e6:.3g}M multiply-adds", f"{block.params:,} parameters"]
-    parts = operations or ([f"kernel {kernel}"] if kernel else ["other"])
     return {"label": block.label, "detail": ", ".join(detail), "height": round(height, 3), "width": round(width, 3),
             "parts": parts}
 

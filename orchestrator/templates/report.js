@@ -43,7 +43,6 @@
 
   // --- drawing of an architecture, block by block ---------------------------------------------------------------
   const parts = data.drawing ? [...new Set(data.drawing.blocks.flatMap((block) => block.parts))].sort() : [];
-  const cells = Boolean(data.drawing) && data.drawing.blocks.some((block) => block.parts.length > 1);
   const coloured = parts.filter((part) => !["other", "none", "kernel 1"].includes(part));
   const colour = (part) => coloured.includes(part) ? PART_COLOURS[coloured.indexOf(part) % PART_COLOURS.length]
     : { other: "#9aa5b1", none: "#e4e7eb" }[part] || "#52606d";
@@ -66,13 +65,12 @@
     const row = data.drawing && data.drawing.architectures[archId];
     const box = element("div");
     if (!row) return box;
-    const hint = element("div", { class: "hint" }, (cells ? "A cell shows its operations from top to bottom."
-      : "Height: kernel size. Width: expansion.") + " Point at a block for its settings.");
+    const hint = element("div", { class: "hint" }, data.drawing.hint + " Point at a block for its settings.");
     const group = svg("g");
     let x = 2, start = 2, stage = null;
     const endStage = (end) => {
       if (stage === null || stage < 0) return;
-      group.append(svg("text", { x: (start + end) / 2, y: HEIGHT + LABEL - 3, "text-anchor": "middle", "font-size": 10, fill: "#616e7c" }, "stage " + (stage + 1)));
+      group.append(svg("text", { x: (start + end) / 2, y: HEIGHT + LABEL - 3, "text-anchor": "middle", "font-size": 10, fill: "#616e7c" }, (end - start > SLOT ? "stage " : "") + (stage + 1)));
     };
     data.drawing.slots.forEach((slot, index) => {
       if (stage !== null && slot.stage !== stage) {

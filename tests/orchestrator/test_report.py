@@ -19,6 +19,7 @@ from orchestrator.report import json_in_html, page_data, render, safe_link, writ
 from orchestrator.report_data import TRIAL_COLUMNS, read_run
 from orchestrator.report_figures import front_figure, hypervolume_figure, noise_floor, prediction_error
 from orchestrator.store import TRIAL_SCHEMA, Trial, write_json, write_text
+from searchspaces.mnas import MnasS16
 from searchspaces.nasbench201 import NasBench201
 from tests.orchestrator.browser import browser, browser_path
 from tests.orchestrator.example_run import (
@@ -339,6 +340,20 @@ def test_drawing_grows_with_kernel_and_expansion() -> None:
     assert sum(i == -1 for i in data["architectures"]["low"]) == 10, "two of four layers in each of five stages"
     block = {name: data["blocks"][data["architectures"][name][layers[0]]] for name in ("low", "high")}
     assert block["low"]["height"] < block["high"]["height"] == 1 and block["low"]["width"] < block["high"]["width"] == 1
+
+
+def test_drawing_of_a_block_of_layers_shows_its_op_once_per_layer() -> None:
+    """The slowest: conv 5x5 blocks of a layer more than the base; the fastest: sep 3x3 blocks of a layer less."""
+    space = MnasS16()
+    fastest, slowest = space.extremes()
+    data = drawing_data(space, {"fastest": fastest, "slowest": slowest})
+    assert [slot["stage"] for slot in data["slots"]] == [-1, *range(7), -1, -1]
+    blocks = {name: [data["blocks"][i] for i in data["architectures"][name]] for name in ("fastest", "slowest")}
+    assert [block["parts"] for block in blocks["slowest"][1:8]] == [["conv"] * n for n in (2, 3, 3, 3, 3, 3, 2)]
+    assert [block["parts"] for block in blocks["fastest"][1:8]] == [["sep"]] * 7
+    assert blocks["fastest"][2]["height"] < blocks["slowest"][2]["height"] == 1
+    assert "op conv, kernel 5, se yes, skip pool, channels 20, layers 3" in blocks["slowest"][2]["detail"]
+    assert "layers" in data["hint"] and "expansion" in data["hint"]
 
 
 def test_a_finished_run_is_called_finished_and_another_says_how_to_go_on(tmp_path: Path) -> None:
