@@ -15,7 +15,14 @@ from orchestrator.context import data_and_space
 from orchestrator.handover import Delivered, HandOver
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
-from orchestrator.stages.deliver import delivered_entries, final_rows, lineage, record_entries, restored_controller
+from orchestrator.stages.deliver import (
+    delivered_entries,
+    fallbacks,
+    final_rows,
+    lineage,
+    record_entries,
+    restored_controller,
+)
 from orchestrator.store import RunStore, read_json
 from orchestrator.workbench import local_bench
 from searchspaces.errors import BudgetError, StoreError
@@ -51,7 +58,7 @@ def generate_models(name: str, budgets_ms: Sequence[float], *, runs: Path = Path
     entries: list[Delivered] = []
     with Progress(console, title=f"paretoray {store.name}") as progress:
         progress.stage("deliver", total=len(budgets_ms))
-        candidates = handover.candidates(answers, space.canonical(space.extremes()))
+        candidates = handover.candidates(answers, fallbacks(store, space))
         for budget_ms in sorted(budgets_ms):
             chosen = candidates
             if config.accuracy.source != "supernet":

@@ -141,8 +141,8 @@ class HandOver:
     def finalists(self, budgets_ms: Sequence[float], candidates: Sequence[Candidate]) -> list[Candidate]:
         """The shortlists of all budgets, each architecture once, with the validation accuracy of its final weights.
 
-        A budget none of whose candidates has final weights keeps its first one, which is then trained when its turn
-        comes.
+        A budget none of whose candidates has final weights keeps its first one, which is trained when its turn comes.
+        The fastest candidate always stays, as the end of what can be reached. Both rank behind all that have weights.
         """
         lists = shortlist(budgets_ms, candidates, self.settings)
         distinct = {c.arch_id: c for chosen in lists for c in chosen}
@@ -151,7 +151,9 @@ class HandOver:
         finals = dict(zip(distinct, self.bench.finals(np.stack([c.tokens for c in distinct.values()])), strict=True))
         known = {a: replace(c, accuracy=value) for a, c in distinct.items() if (value := finals[a]) is not None}
         unserved = [chosen[0] for chosen in lists if chosen and not any(c.arch_id in known for c in chosen)]
-        return [*known.values(), *{c.arch_id: c for c in unserved}.values()]
+        others = (*unserved, min(candidates, key=lambda c: c.latency_ms))
+        # The accuracies of a search and of final weights are not on one scale.
+        return list(({c.arch_id: replace(c, accuracy=c.accuracy - 1) for c in others} | known).values())
 
     def deliver(self, budgets_ms: Sequence[float], candidates: Sequence[Candidate]) -> Iterator[Delivered]:
         """One entry per budget, in ascending order.

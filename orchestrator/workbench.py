@@ -181,8 +181,8 @@ class ScratchLocalBench(LocalBench):
         self._retrained = Retrained(config, space, splits, preprocessing, store)
 
     def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
-        """Of the recorded trials: nothing new is evaluated here."""
-        return [self._recorded.get(self.space.arch_id(row)) for row in tokens_NT]
+        """Of the recorded trials; what the search never evaluated comes last, it is not evaluated here."""
+        return [self._recorded.get(self.space.arch_id(row), 0.0) for row in tokens_NT]
 
     def finals(self, tokens_NT: Tokens) -> list[float | None]:
         return [self._retrained.accuracy(row) for row in tokens_NT]

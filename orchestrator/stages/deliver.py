@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import numpy as np
+
 from orchestrator.config import Config
 from orchestrator.context import RunContext, load_state
 from orchestrator.controllers.catalogue import make_controller
@@ -13,7 +15,7 @@ from orchestrator.predictors import LatencyPredictor
 from orchestrator.progress import FinalRow
 from orchestrator.store import RunStore, read_json, write_json
 from orchestrator.workbench import cluster_bench
-from searchspaces.space import SearchSpace
+from searchspaces.space import SearchSpace, Tokens
 
 
 def deliver(run: RunContext) -> None:
@@ -23,7 +25,7 @@ def deliver(run: RunContext) -> None:
     handover = HandOver(run.space, run.splits, run.preprocessing, cluster_bench(run), settings, run.store.path,
                         lineage(run.store))
     answers = controller.generate(run.budgets_ms, settings.alternatives)
-    candidates = handover.candidates(answers, run.space.canonical(run.space.extremes()))
+    candidates = handover.candidates(answers, fallbacks(run.store, run.space))
     if run.config.accuracy.source != "supernet":
         candidates = handover.finalists(run.budgets_ms, candidates)
         run.progress.stage("deliver", total=len(run.budgets_ms), done=0)
@@ -45,6 +47,13 @@ def restored_controller(store: RunStore, config: Config, space: SearchSpace) -> 
     controller = make_controller(config.controller.name, space, task, config.controller.options)
     controller.load_state_dict(load_state(store, "controller"))
     return controller
+
+
+def fallbacks(store: RunStore, space: SearchSpace) -> Tokens:
+    """Candidates for any budget that a run called reachable: the extremes, and the fastest network it measured."""
+    rows = [row for row in store.latency.read(["tokens", "latency_ms", "error"]).to_pylist() if not row["error"]]
+    fastest = min(rows, key=lambda row: float(row["latency_ms"]))
+    return space.canonical(np.concatenate([space.extremes(), np.array([fastest["tokens"]], dtype=np.int8)]))
 
 
 def lineage(store: RunStore) -> dict[str, object]:

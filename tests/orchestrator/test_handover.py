@@ -139,8 +139,9 @@ def test_finalists_are_each_budgets_best_ranked_by_their_final_weights(tmp_path:
     maker = handover(Bench({}, {}, final=dict(zip(names, [0.5, 0.95, 0.8, 0.7]))), tmp_path)
     maker.settings = maker.settings.model_copy(update={"alternatives": 2})
     finals = maker.finalists([2.5, 5.0], found)
-    # 2.5 ms shortlists 2.1 and 2 ms, 5 ms shortlists 4 and 2.1 ms: three in all, none of them twice.
-    assert {c.arch_id: c.accuracy for c in finals} == {names[1]: 0.95, names[2]: 0.8, names[3]: 0.7}
+    # 2.5 ms shortlists 2.1 and 2 ms, 5 ms shortlists 4 and 2.1 ms: three in all, none of them twice; the fastest stays.
+    assert {c.arch_id: c.accuracy for c in finals} == {
+        names[0]: pytest.approx(-0.4), names[1]: 0.95, names[2]: 0.8, names[3]: 0.7}
     assert ranked_under(5.0, finals, 0.02)[0].arch_id == names[1]
 
 
@@ -148,8 +149,12 @@ def test_a_budget_without_final_weights_keeps_its_most_promising(tmp_path: Path)
     names = [SPACE.arch_id(row) for row in ROWS]
     found = candidates([1, 2, 2.1, 4], [0.6, 0.7, 0.8, 0.9])
     maker = handover(Bench({}, {}, final={names[3]: 0.99}), tmp_path)
-    assert [(c.arch_id, c.accuracy) for c in maker.finalists([5.0], found)] == [(names[3], 0.99)]
-    assert [(c.arch_id, c.accuracy) for c in maker.finalists([2.5], found)] == [(names[2], 0.8)]
+    fastest = (names[0], pytest.approx(-0.4))
+    assert [(c.arch_id, c.accuracy) for c in maker.finalists([5.0], found)] == [fastest, (names[3], 0.99)]
+    assert [(c.arch_id, c.accuracy) for c in maker.finalists([2.5], found)] == [
+        (names[2], pytest.approx(-0.2)), fastest]
+    entry = next(iter(maker.deliver([0.5], maker.finalists([0.5, 5.0], found))))
+    assert entry.reason == "no measured candidate meets 0.5 ms; candidates reach 1 to 4 ms"
 
 
 def test_candidates_use_what_is_known_and_evaluate_the_rest(tmp_path: Path) -> None:
