@@ -162,6 +162,7 @@ class HandOver:
         models of this run that meet it, so that a larger budget never gets a worse model.
         """
         for budget_ms in sorted(budgets_ms):
+            too_slow: list[float] = []
             for candidate in shortlist([budget_ms], candidates, self.settings)[0]:
                 try:
                     latency_ms = self._model(candidate)["latency"]["latency_ms"]
@@ -170,14 +171,13 @@ class HandOver:
                     continue
                 if latency_ms <= budget_ms:
                     break
+                too_slow.append(latency_ms)
                 log.info("exported %s is slower than %.4g ms; trying the next candidate", candidate.arch_id, budget_ms)
             fitting = [model for model in self._models() if model["latency"]["latency_ms"] <= budget_ms]
             if fitting:
                 yield _entry(budget_ms, max(fitting, key=lambda model: float(model["accuracy"]["validation"])))
             else:
-                reach = [c.latency_ms for c in candidates]
-                yield Delivered(budget_ms, False, f"no measured candidate meets {budget_ms:.4g} ms; candidates reach "
-                                                  f"{min(reach):.4g} to {max(reach):.4g} ms")
+                yield Delivered(budget_ms, False, _miss(budget_ms, too_slow, [c.latency_ms for c in candidates]))
 
     def _models(self) -> list[dict[str, Any]]:
         """Sidecars of all complete models that this run's weights gave, fastest first."""
@@ -228,6 +228,14 @@ class HandOver:
             "latency_before_export_ms": candidate.latency_ms, "latency_predicted_ms": candidate.predicted_ms,
             "created_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
+
+
+def _miss(budget_ms: float, too_slow: Sequence[float], reach_ms: Sequence[float]) -> str:
+    if too_slow:
+        return (f"no exported model meets {budget_ms:.4g} ms: {len(too_slow)} that had been measured under it took "
+                f"{min(too_slow):.4g} ms or more from their files")
+    return (f"no measured candidate meets {budget_ms:.4g} ms; candidates reach {min(reach_ms):.4g} to "
+            f"{max(reach_ms):.4g} ms")
 
 
 def _entry(budget_ms: float, sidecar: Mapping[str, Any]) -> Delivered:
