@@ -74,16 +74,16 @@ class RegularisedEvolution(TrialAnswers):
         return None if sample_T is None else self.take(sample_T)
 
     def _child(self, budget_ms: float, rng: np.random.Generator) -> Proposal | None:
-        """The first new child of a brood; where latency is predicted, one that meets the budget, else the largest."""
+        """The first new child of a brood that meets the budget, as far as latency is predicted, else the fastest."""
         samples = rng.integers(len(self.population), size=(BROOD, self.settings.sample))
         parents_NT = np.stack([self.population[tournament(self.population, sample, budget_ms)].tokens
                                for sample in samples])
         children_NT = self.space.mutate(rng, parents_NT, self.settings.further_mutations)
-        for limit_ms in (budget_ms, max(self.task.budgets_ms)):
-            for child_T in children_NT[within(self.task, children_NT, limit_ms)]:
-                if self.is_new(child_T):
-                    return self.take(child_T, limit_ms)
-        return None
+        children_NT = children_NT[within(self.task, children_NT, max(self.task.budgets_ms))]
+        if self.task.latency is not None and len(children_NT):
+            over_N = np.maximum(self.task.latency.predict(children_NT) - budget_ms, 0)
+            children_NT = children_NT[np.argsort(over_N, kind="stable")]
+        return next((self.take(child_T, budget_ms) for child_T in children_NT if self.is_new(child_T)), None)
 
     def metrics(self) -> dict[str, float]:
         return {"population_accuracy": float(np.mean([t.accuracy for t in self.population]))} if self.trials else {}
