@@ -102,7 +102,8 @@ class SearchSettings(Section):
                                                                 "one per spare CPU")
     calibration_images: int = Field(512, ge=32, description="training images that re-estimate batch-norm statistics")
     validation_images: int | None = Field(None, ge=10, description="validation images per evaluation; none: all")
-    time_out_s: float = Field(600.0, gt=0, description="longest wait for one call to a rollout worker")
+    time_out_s: float = Field(600.0, gt=0, description="longest wait for one call to a rollout worker, which may be "
+                                                       "one whole training")
 
 
 class DeliverySettings(Section):

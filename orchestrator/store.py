@@ -134,12 +134,15 @@ class PartFolder:
         self.folder = folder
         self.schema = schema
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.part"):
-            leftover.unlink(missing_ok=True)
         self.damaged = [part.name for part in self._parts() if not self._intact(part)]
         self.rows = max((self._first(part) + pq.read_metadata(part).num_rows for part in self._parts()), default=0)
         lost = [self._first(path) + 1 for path in folder.glob("*.damaged")]
         self.rows = max([self.rows, *lost])
+
+    def remove_leftovers(self) -> None:
+        """Parts that a killed writer began. Only for the one writer: a reader would take a living one's."""
+        for leftover in self.folder.glob(".*.part"):
+            leftover.unlink(missing_ok=True)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes the rows as one new part; an empty sequence writes nothing."""
@@ -219,6 +222,8 @@ class RunStore:
             handle.close()
             raise StoreError(f"run '{self.name}' is being driven by another process; wait for it or stop it") from error
         self._lock = handle
+        for table in (self.trials, self.latency):
+            table.remove_leftovers()
 
     def append_trials(self, trials: Sequence[Trial]) -> None:
         self.trials.append([asdict(trial) for trial in trials])

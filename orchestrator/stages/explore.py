@@ -45,7 +45,8 @@ def explore(run: RunContext) -> None:
                                controller)
         controller.observe([observation(trial) for trial in trials])
         _show(run, trials)
-    run.store.event("knowledge", **run.services.knowledge_statistics())
+    if statistics := run.services.knowledge_statistics():
+        run.store.event("knowledge", **statistics)
     run.progress.stage("learn from all trials")
     controller.generate(run.budgets_ms)  # the last fit, so that the saved state answers at once
     history.note()

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.store import RunStore, Trial, write_text
@@ -55,6 +56,26 @@ def test_damaged_part_is_set_aside_and_the_rest_kept(tmp_path: Path, position: f
     assert (part.parent / "part-000000003.parquet.damaged").exists()
     reopened.append_trials(trials(9, 1))
     assert [t.sequence for t in RunStore.open(tmp_path, "run").read_trials()][-1] == 9
+
+
+def test_trials_of_an_earlier_version_lack_what_was_added_since(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path, "run", "", {})
+    store.append_trials([replace(TRIAL, details="{}")])
+    part = store.path / "trials" / "part-000000000.parquet"
+    pq.write_table(pq.read_table(part).drop_columns(["details"]), part)
+    assert RunStore(store.path).read_trials() == [TRIAL]
+    pq.write_table(pq.read_table(part).drop_columns(["reward"]), part)
+    assert RunStore(store.path).trials.damaged == [part.name]
+
+
+def test_only_the_driver_removes_what_a_killed_writer_began(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path, "run", "", {})
+    begun = store.path / "trials" / ".part-000000000.parquet.1.part"
+    begun.write_bytes(b"half")
+    reader = RunStore(store.path)
+    assert begun.exists() and reader.read_trials() == []
+    reader.lock()
+    assert not begun.exists()
 
 
 def test_damaged_last_part_is_not_overwritten(tmp_path: Path) -> None:
