@@ -119,12 +119,13 @@ class Sampler:
         """The drawn rows that are allowed (under the largest budget), with V, U and their score."""
         canonical_NT = self._space.canonical(tokens_NT)
         rows = np.flatnonzero(self._allowed(canonical_NT))
-        features_ND = self._space.features(canonical_NT[rows])
         if not len(rows):
             return []
+        features_ND = self._space.features(canonical_NT[rows])
         values_N, doubts_N = self._critic.predict(features_ND)
         samples = [Sample(tokens_NT[row], canonical_NT[row].tobytes(), log_mu_NT[row], version, features_ND[i],
-                          float(values_N[i]), float(doubts_N[i])) for i, row in enumerate(rows)]
+                          float(values_N[i]) if self._critic.calibrated else None, float(doubts_N[i]))
+                   for i, row in enumerate(rows)]
         return list(zip(samples, self.gate.scores(values_N, doubts_N), strict=True))
 
     def _decide(self, batch: Batch, sample: Sample, score: float, trusting: bool, most_trusted: int,
@@ -148,6 +149,7 @@ class Sampler:
             batch.to_train.append(batch.discarded.pop(0))
         if not batch.to_train:
             rows_NT = self._space.sample_uniform(rng, RANDOM_TRIES)
+            rows_NT = rows_NT[self._allowed(rows_NT)]
             new = [i for i, row in enumerate(rows_NT) if row.tobytes() not in rewards and row.tobytes() not in taken]
             if new:
                 row_1T = rows_NT[new[:1]]

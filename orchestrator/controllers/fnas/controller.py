@@ -187,11 +187,10 @@ class Fnas(TrialAnswers):
                                     weights_n * correction_N[len(fresh):]])
         fresh_mean = float(rewards_N[:len(fresh)].mean())
         baseline = fresh_mean if self._baseline is None else self._baseline
-        advantages_N = np.clip((rewards_N - baseline) / (rewards_N.std() + DEVIATION_FLOOR), -ADVANTAGE_CLIP,
-                               ADVANTAGE_CLIP)
+        advantages_N = advantages(rewards_N, baseline)
         entropy_weight = s.policy.entropy_start + progress * (s.policy.entropy_end - s.policy.entropy_start)
         loss = self._learner.update(tokens_NT, advantages_N, weights_N, entropy_weight, log_old_NT)
-        self._baseline = baseline + (1 - s.policy.baseline_decay) * (fresh_mean - baseline)
+        self._baseline = moving_mean(baseline, fresh_mean, s.policy.baseline_decay)
         for sample in fresh:
             if sample.kind == "trained":
                 self._buffer.add(sample.tokens_T, sample.reward, sample.log_mu_T)
@@ -204,7 +203,7 @@ class Fnas(TrialAnswers):
     def _learn_from(self, earlier: EarlierRun) -> None:
         """The critic learns an earlier run's trials; its best architectures are trained first (another task) or enter
         the buffer at once (the same task)."""
-        known = np.isfinite(earlier.accuracy_N) & (np.isfinite(earlier.latency_ms_N) | ~self._needs_latency)
+        known = np.isfinite(earlier.accuracy_N) & (np.isfinite(earlier.latency_ms_N) | (not self._needs_latency))
         tokens_NT = self.space.canonical(earlier.tokens_NT[known])
         if not len(tokens_NT):
             return
@@ -230,10 +229,8 @@ class Fnas(TrialAnswers):
             if (key := tokens_1T[0].tobytes()) in taken:
                 continue
             features_1D = self.space.features(tokens_1T)
-            values, doubts = self._critic.predict(features_1D)
             log_mu_T = self._learner.policy.evaluate(tokens_1T)[0][0]
-            first.append(Sample(tokens_1T[0], key, log_mu_T, self._updates, features_1D[0], float(values[0]),
-                                float(doubts[0])))
+            first.append(Sample(tokens_1T[0], key, log_mu_T, self._updates, features_1D[0]))
         return first + to_train[:len(to_train) - len(first)]
 
     # --- inside ------------------------------------------------------------------------------------------------------
@@ -253,3 +250,13 @@ class Fnas(TrialAnswers):
             "critic_error": float(errors.mean()) if len(errors) else float("nan"),
             "critic_spearman": float(spearmanr(doubts, errors)[0]) if varied else float("nan"),
             "buffer": float(len(self._buffer)), "late": float(len(self._outstanding)), **loss}
+
+
+def advantages(rewards_N: Floats, baseline: float) -> Floats:
+    """(R - b) / (std(R) + 1e-3), clipped to +-3: free of the reward's scale (section 3)."""
+    return np.clip((rewards_N - baseline) / (rewards_N.std() + DEVIATION_FLOOR), -ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+
+
+def moving_mean(mean: float, value: float, decay: float) -> float:
+    """The exponential moving average that is PPO's baseline."""
+    return decay * mean + (1 - decay) * value

@@ -100,6 +100,11 @@ class Critic:
     def all_samples(self) -> int:
         return self.trained_samples + sum(len(samples.rewards) for samples in self._earlier)
 
+    @property
+    def calibrated(self) -> bool:
+        """Are predictions in units of this search's rewards yet?"""
+        return self.trained_samples >= 2
+
     def recent_residuals(self, count: int) -> Floats:
         """The last `count` prequential |V - R|."""
         known = [r for r in self._own.residuals if np.isfinite(r)]

@@ -1,0 +1,203 @@
+"""FNAS as a whole: the contract, replay, what is trained and what is trusted, late results, earlier runs."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.conformance import SyntheticLatency, check_controller, synthetic_trials
+from orchestrator.controllers.catalogue import make_controller
+from orchestrator.controllers.controller import EarlierRun, Observation, Task
+from orchestrator.controllers.fnas.controller import Fnas
+from searchspaces.errors import ConfigError
+from searchspaces.nasbench201 import NasBench201
+
+SPACE = NasBench201()
+SMALL: dict[str, Any] = {"batch": 6, "policy": {"hidden": 16}, "critic": {"least_trained": 6, "hidden": 32, "steps": 30,
+                                                                         "pretraining_steps": 100}}
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    merged = dict(SMALL)
+    for key, value in changes.items():
+        merged[key] = {**SMALL.get(key, {}), **value} if isinstance(value, Mapping) else value
+    return merged
+
+
+def fnas(seed: int = 1, evaluations: int = 60, earlier: tuple[EarlierRun, ...] = (), **changes: Any) -> Fnas:
+    task = Task((9.0,), evaluations, seed, SyntheticLatency(), earlier)
+    made = make_controller("fnas", SPACE, task, small(**changes))
+    assert isinstance(made, Fnas)
+    return made
+
+
+def trials_of(proposals: list[Any]) -> list[Observation]:
+    return synthetic_trials(SPACE, np.stack([p.tokens for p in proposals]))
+
+
+def search(controller: Fnas, evaluations: int, step: int = 4) -> list[Observation]:
+    log: list[Observation] = []
+    while len(log) < evaluations and (proposals := controller.propose(min(step, evaluations - len(log)))):
+        fresh = trials_of(proposals)
+        controller.observe(fresh)
+        log += fresh
+    return log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_flight", [0, 9])
+def test_keeps_the_contract(in_flight: int) -> None:
+    assert check_controller("fnas", small(in_flight=in_flight)) == []
+
+
+def test_replay_rebuilds_policy_critic_and_buffer() -> None:
+    original = fnas()
+    log = search(original, 40)
+    original.propose(0)  # learns from the last trials
+    rebuilt = fnas()
+    rebuilt.observe(log)
+    assert [p.tokens.tolist() for p in rebuilt.propose(5)] == [p.tokens.tolist() for p in original.propose(5)]
+    ours, theirs = original.state_dict(), rebuilt.state_dict()
+    assert ours.keys() == theirs.keys() and any(key.startswith("policy.") for key in ours)
+    for key, value in ours.items():
+        assert np.array_equal(np.asarray(value), np.asarray(theirs[key])), key
+    assert original.metrics() == pytest.approx(rebuilt.metrics(), nan_ok=True)
+
+
+def test_the_critic_saves_trainings_and_the_cap_holds() -> None:
+    with_critic, without = fnas(critic={"trusted_share": 0.5}), fnas(critic={"use": False})
+    for controller in (with_critic, without):
+        search(controller, 60)
+    metrics = with_critic.metrics()
+    assert metrics["trusted"] > 0
+    assert metrics["trusted_share"] <= 0.5
+    assert without.metrics()["trusted"] == 0
+    assert metrics["trained"] > 50 and np.isfinite(metrics["critic_error"])
+
+
+def test_nothing_is_trusted_before_enough_was_trained() -> None:
+    controller = fnas(critic={"least_trained": 1000})
+    search(controller, 60)
+    assert controller.metrics()["trusted"] == 0
+
+
+def test_only_measured_rewards_enter_the_buffer() -> None:
+    controller = fnas()
+    log = search(controller, 60)
+    controller.propose(0)
+    measured = {SPACE.canonical(trial.tokens[None])[0].tobytes() for trial in log if np.isfinite(trial.accuracy)}
+    entries = controller._buffer.entries
+    assert len(entries) == 10
+    assert {SPACE.canonical(entry.tokens_T[None])[0].tobytes() for entry in entries} <= measured
+
+
+def test_failed_architectures_are_neither_learnt_nor_proposed_again() -> None:
+    controller = fnas()
+    proposals = controller.propose(6)
+    failed = [Observation(p.tokens, float("nan"), float("nan"), "diverged") for p in proposals]
+    controller.observe(failed)
+    again = controller.propose(6)
+    assert again and not {p.tokens.tobytes() for p in proposals} & {p.tokens.tobytes() for p in again}
+    assert controller.metrics().get("trained", 0) == 0
+
+
+def test_late_results_are_corrected_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result that comes back many updates after its policy counts with a clipped weight, a fresh one with 1."""
+    controller = fnas(in_flight=1, stale_after=1, buffer={"size": 0}, policy={"learning_rate": 0.02, "hidden": 16})
+    weights: list[np.ndarray] = []
+    update = controller._learner.update
+
+    def recording(tokens_NT: Any, advantages_N: Any, weights_N: Any, *rest: Any) -> dict[str, float]:
+        weights.append(weights_N)
+        return update(tokens_NT, advantages_N, weights_N, *rest)
+
+    monkeypatch.setattr(controller._learner, "update", recording)
+    late, *others = controller.propose(6)
+    controller.observe(trials_of(others))
+    for _ in range(4):
+        controller.observe(trials_of(controller.propose(20)))
+    before = len(weights)
+    assert before >= 3 and all((w == 1).all() for w in weights)
+    controller.observe([Observation(late.tokens, 0.6, 5.0)])
+    search(controller, 20)
+    corrected = [w for w in weights[before:] if (w != 1).any()]
+    assert len(corrected) == 1 and (corrected[0] != 1).sum() == 1
+    assert 0.1 <= corrected[0][corrected[0] != 1][0] <= 2.0
+
+
+class OneAnswer:
+    """A policy that has collapsed: it samples one architecture only."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+
+    def sample(self, n: int, rng: np.random.Generator) -> Any:
+        drawn = self._policy.sample(n, rng)
+        drawn.tokens_NT[:] = 1
+        drawn.log_probs_NT[:] = 0
+        return drawn
+
+    def evaluate(self, tokens_NT: Any) -> Any:
+        return self._policy.evaluate(tokens_NT)
+
+
+def test_a_collapsed_policy_ends_in_random_samples_not_in_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = fnas()
+    monkeypatch.setattr(type(controller._learner), "policy", property(lambda self: OneAnswer(self._policy)))
+    log = search(controller, 20)
+    assert len({trial.tokens.tobytes() for trial in log}) == 20
+
+
+def earlier_run(same_task: bool) -> EarlierRun:
+    rows = SPACE.canonical(SPACE.sample_uniform(np.random.default_rng(5), 80))
+    trials = synthetic_trials(SPACE, np.unique(rows, axis=0), fail_every=10**9)
+    return EarlierRun("first", same_task, np.stack([t.tokens for t in trials]), np.array([t.accuracy for t in trials]),
+                      np.array([t.latency_ms for t in trials]))
+
+
+def test_best_of_another_task_is_trained_first_and_the_critic_knows_it() -> None:
+    earlier = earlier_run(same_task=False)
+    controller = fnas(earlier=(earlier,))
+    rewards = controller.reward(earlier.tokens_NT, earlier.accuracy_N, earlier.latency_ms_N)
+    under = SyntheticLatency().predict(earlier.tokens_NT) <= 9.0
+    best = earlier.tokens_NT[np.argsort(-np.where(under, rewards, -1), kind="stable")[:3]]
+    proposed = [p.tokens.tolist() for p in controller.propose(6)]
+    assert all(row.tolist() in proposed for row in best)
+    assert controller._critic.all_samples == len(earlier.accuracy_N)
+    unseen = SPACE.sample_uniform(np.random.default_rng(9), 100)
+    truth = [t.accuracy for t in synthetic_trials(SPACE, unseen, fail_every=10**9)]
+    assert np.corrcoef(controller._critic.predict(SPACE.features(unseen))[0], truth)[0, 1] > 0.6
+
+
+def test_rewards_of_the_same_task_enter_the_buffer() -> None:
+    earlier = earlier_run(same_task=True)
+    controller = fnas(earlier=(earlier,))
+    rewards = controller.reward(earlier.tokens_NT, earlier.accuracy_N, earlier.latency_ms_N)
+    assert max(e.reward for e in controller._buffer.entries) == pytest.approx(rewards.max())
+    assert len(controller._buffer) == 10
+
+
+def test_reward_of_multiply_adds() -> None:
+    rows = SPACE.canonical(SPACE.extremes())
+    madds = SPACE.cost(rows)[0].astype(float)
+    controller = fnas(reward={"cost": "madds", "target": madds[1] / 2, "form": "hard"})
+    rewards = controller.reward(rows, np.array([0.5, 0.8]), np.array([1.0, 1.0]))
+    assert rewards == pytest.approx([0.5, 0.4])
+    with pytest.raises(ConfigError, match="reward.target is missing"):
+        fnas(reward={"cost": "madds"})
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(ConfigError, match="has no option 'critic.membres'; did you mean 'members'"):
+        fnas(critic={"membres": 3})
+
+
+def test_learns_to_propose_better_architectures() -> None:
+    """Mean accuracy of the last third of the proposals against the first."""
+    controller = fnas(evaluations=150, policy={"learning_rate": 3e-3, "hidden": 32})
+    accuracies = [t.accuracy for t in search(controller, 150, step=8) if np.isfinite(t.accuracy)]
+    third = len(accuracies) // 3
+    error = np.std(accuracies[:third]) / np.sqrt(third)
+    assert np.mean(accuracies[-third:]) > np.mean(accuracies[:third]) + 4 * error
