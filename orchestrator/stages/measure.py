@@ -34,6 +34,8 @@ def measure(run: RunContext) -> None:
     pool.preload(known + [latency_result(row) for row in run.store.latency.read().to_pylist()])
     sample_NT = spread_sample(run.space, settings.maximum, run.config.seed)
     plan_NT, first = with_known(sample_NT, [result.tokens_T for result in known])
+    if known:
+        run.progress.stage("measure", total=len(plan_NT), done=len(run.measured_ms))
     measure_architectures(run, plan_NT[:2], run.progress.advance)
     check_reachable(wanted_ms, run.space, run.measured_ms)
     count = max(min(settings.initial, settings.maximum), first)
