@@ -15,7 +15,6 @@ from rich.console import Console
 from actors.data import Preprocessing
 from actors.latencyworker import input_shape
 from actors.targets.catalogue import check_options
-from orchestrator.accuracy import check_accuracy
 from orchestrator.cluster import connected, environment, is_local
 from orchestrator.config import Config, dump_config, load_config
 from orchestrator.context import Leaders, RunContext, data_and_space
@@ -26,6 +25,7 @@ from orchestrator.metrics import RunMetrics
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
 from orchestrator.services import Services, slots_needed
+from orchestrator.sources import check_accuracy
 from orchestrator.stages.deliver import deliver, delivered_entries, final_rows
 from orchestrator.stages.explore import explore
 from orchestrator.stages.measure import measure

@@ -22,9 +22,10 @@ from actors.latency import LatencyPool, LatencyPoolSettings
 from actors.rollout import PoolSettings, RolloutPool
 from actors.supernet import SupernetService, SupernetSettings
 from actors.trainer import ProxyEvaluatorFactory, ProxySettings
-from orchestrator.accuracy import Recipe, TableAccuracy, TrainingAccuracy, read_table
+from orchestrator.accuracy import Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.cluster import device_options, total_cpus, usable_cores
 from orchestrator.config import Config
+from orchestrator.sources import read_table
 from orchestrator.store import RunStore
 from searchspaces.space import SearchSpace
 from searchspaces.training import TrainingSettings

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from orchestrator.accuracy import TableAccuracy, read_table
+from orchestrator.accuracy import TableAccuracy
 from orchestrator.config import load_config, parse_config
 from orchestrator.generate import generate_models
 from orchestrator.search import Search
+from orchestrator.sources import read_table
 from orchestrator.store import RunStore
 from searchspaces.errors import ConfigError, DataError, ParetorayError
 from searchspaces.nasbench201 import NasBench201
