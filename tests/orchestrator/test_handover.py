@@ -17,7 +17,8 @@ from actors.targets.target import LatencySample
 from configs.own_space import PlainCnn
 from orchestrator.config import DeliverySettings
 from orchestrator.controllers.controller import Answer
-from orchestrator.handover import Candidate, HandOver, check_parity, file_accuracy, ranked_under
+from orchestrator.exported import check_parity, file_accuracy
+from orchestrator.handover import Candidate, HandOver, ranked_under
 from searchspaces.errors import EvaluationError
 from searchspaces.network import GraphNetwork
 from searchspaces.onnxgraph import to_onnx
