@@ -27,7 +27,7 @@ from actors.knowledgeentry import write_whole
 from actors.latencyresult import LatencyResult
 from orchestrator.accuracy import TrainingAccuracy
 from orchestrator.config import Config, load_config
-from orchestrator.controllers.controller import EarlierRun
+from orchestrator.controllers.controller import EarlierRun, LatencyModel
 from orchestrator.records import latency_result
 from orchestrator.store import (
     LATENCY_SCHEMA,
@@ -120,6 +120,12 @@ def earlier_runs(store: RunStore, config: Config, space: SearchSpace) -> tuple[E
             np.array([row["latency_ms"] if comparable and row["target_id"] == target_id else np.nan for row in rows],
                      dtype=np.float64)))
     return tuple(runs)
+
+
+def with_latencies(run: EarlierRun, model: LatencyModel) -> EarlierRun:
+    """Latencies of other devices and of other networks with these tokens are replaced by this run's predictions."""
+    unknown_N = np.isnan(run.latency_ms_N)
+    return replace(run, latency_ms_N=np.where(unknown_N, model.predict(run.tokens_NT), run.latency_ms_N))
 
 
 def earlier_latencies(store: RunStore, config: Config, space: SearchSpace, target_id: str,

@@ -37,7 +37,8 @@ class EarlierRun:
     """What an earlier run of the same space learned: one row per successful trial, in the order of its log.
 
     `same_task`: it searched on the same dataset, so its accuracies are on this run's scale; otherwise only their order
-    means something here. `latency_ms_N` is nan where the latency is unknown or of another target.
+    means something here. `latency_ms_N` is of this run's target, predicted where it was not measured on it; nan where
+    there is no latency model either.
     """
 
     name: str

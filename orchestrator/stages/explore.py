@@ -16,7 +16,7 @@ from orchestrator.controllers.controller import Controller, Proposal, Task
 from orchestrator.evaluation import nan_for_none, observation, record_trials
 from orchestrator.progress import Best
 from orchestrator.store import Trial
-from orchestrator.warmstart import earlier_runs
+from orchestrator.warmstart import earlier_runs, with_latencies
 
 
 def explore(run: RunContext) -> None:
@@ -55,7 +55,8 @@ def explore(run: RunContext) -> None:
 
 def replayed_controller(run: RunContext) -> Controller:
     """A fresh controller that has observed every recorded trial."""
-    earlier = earlier_runs(run.store, run.config, run.space)
+    assert run.predictor is not None, "measuring comes before searching"
+    earlier = tuple(with_latencies(e, run.predictor) for e in earlier_runs(run.store, run.config, run.space))
     task = Task(tuple(run.budgets_ms), run.config.search.evaluations, run.config.seed, run.predictor, earlier)
     name = run.config.controller.name
     controller = make_controller(name, run.space, task, run.config.controller.options)

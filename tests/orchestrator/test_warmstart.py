@@ -8,19 +8,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
 from rich.console import Console
 
 from actors.data import Images, Splits
 from actors.knowledge import KnowledgePool
 from orchestrator.config import Config, parse_config
+from orchestrator.controllers.controller import EarlierRun
 from orchestrator.search import Search
 from orchestrator.stages.measure import with_known
 from orchestrator.store import RunStore, Trial, write_json, write_text
-from orchestrator.warmstart import check_earlier, earlier_latencies, earlier_runs, freeze_earlier, is_frozen
+from orchestrator.warmstart import (
+    check_earlier,
+    earlier_latencies,
+    earlier_runs,
+    freeze_earlier,
+    is_frozen,
+    with_latencies,
+)
 from searchspaces.errors import ConfigError, StoreError
 from searchspaces.mnas import MnasS16
 from searchspaces.nasbench201 import NasBench201
 from searchspaces.network import GraphNetwork
+from searchspaces.space import Tokens
 from tests.orchestrator.test_accuracy import cells_table
 
 SPACE = NasBench201(classes=2, channels=1, width=4, cells=1, resolution=8)
@@ -94,6 +104,16 @@ def test_latencies_of_another_device_are_not_used(tmp_path: Path) -> None:
     assert earlier_latencies(store, wanted, SPACE, "cpu-1", 3.0) == {"first": []}
     run, = earlier_runs(store, wanted, SPACE)
     assert np.isnan(run.latency_ms_N).all() and np.isfinite(run.accuracy_N).all()
+
+
+def test_latencies_that_are_missing_are_predicted_for_this_device() -> None:
+    class Doubled:
+        def predict(self, tokens_NT: Tokens) -> NDArray[np.float64]:
+            return 2.0 * tokens_NT.sum(axis=1)
+
+    run = EarlierRun("first", True, ROWS, np.full(4, 0.5), np.array([1.0, np.nan, 3.0, np.nan]))
+    sums = 2.0 * ROWS.sum(axis=1)
+    assert with_latencies(run, Doubled()).latency_ms_N == pytest.approx([1.0, sums[1], 3.0, sums[3]])
 
 
 def test_networks_of_another_width_share_accuracies_but_no_latencies(tmp_path: Path) -> None:
