@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,12 @@ class SearchSpace(ABC):
     def __init__(self, classes: int = 10, channels: int = 3) -> None:
         self.classes = classes
         self.channels = channels
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was only computed once to be remembered: a space travels to every worker."""
+        remembered = {name for kind in type(self).__mro__ for name, value in vars(kind).items()
+                      if isinstance(value, cached_property)}
+        return {name: value for name, value in self.__dict__.items() if name not in remembered}
 
     # --- what a space must say -------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@ ONNX Runtime."""
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Sequence
 from math import prod
 
@@ -270,3 +271,13 @@ def test_extremes() -> None:
 def test_impossible_options(options: dict[str, float | Sequence[int]]) -> None:
     with pytest.raises(ConfigError, match="mnas"):
         Mnas(**options)  # type: ignore[arg-type]
+
+
+def test_what_a_space_remembers_does_not_travel() -> None:
+    """Thousands of remembered block costs in every worker's constructor would make Ray keep them in its store."""
+    space = MnasS16(classes=10, channels=1)
+    small = len(pickle.dumps(space))
+    rows = space.sample_uniform(np.random.default_rng(0), 50)
+    costs = space.cost(rows)
+    assert len(pickle.dumps(space)) == small < 10_000
+    assert np.array_equal(pickle.loads(pickle.dumps(space)).cost(rows)[0], costs[0])
