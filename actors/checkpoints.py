@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from actors.wholefile import write_whole
 from searchspaces.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,8 @@ def write_checkpoint(folder: Path, name: str, number: int, tensors: Mapping[str,
     facts = {**about, "sha256": hashlib.sha256(content).hexdigest()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / f"{stem}.safetensors", content)
-        _write(folder / f"{stem}.json", json.dumps(facts, indent=1).encode())
+        write_whole(folder / f"{stem}.safetensors", content)
+        write_whole(folder / f"{stem}.json", json.dumps(facts, indent=1).encode())
         for path in _newest_first(folder, name)[keep:]:
             path.unlink(missing_ok=True)
             path.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -85,16 +86,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _newest_first(folder: Path, name: str) -> list[Path]:
     return sorted(folder.glob(f"{name}-*.json"), reverse=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Under a temporary name, on the disk, then renamed: a reader sees all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -35,9 +35,10 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.knowledgeentry import NewEntry, write_whole
+from actors.knowledgeentry import NewEntry
 from actors.knowledgerules import Entries, Gate, best_match, block_id, similarity
 from actors.knowledgestore import KnowledgeStore
+from actors.wholefile import write_whole
 from searchspaces.blockweights import SourceBlock, sort_channels, split_blocks
 from searchspaces.errors import ClusterError, StoreError
 from searchspaces.graph import Block, Graph, tensor_shapes

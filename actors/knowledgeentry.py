@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,6 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
+
+from actors.wholefile import write_whole
 
 SCHEMA = pa.schema([
     ("stage", pa.int64()), ("kind", pa.string()), ("key", pa.list_(pa.int64())), ("file", pa.string()),
@@ -120,16 +121,3 @@ def read_index(path: Path) -> list[Entry]:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DamagedError(str(error)) from error
     return [Entry(**{**row, "key": tuple(row["key"])}) for row in table.to_pylist()]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Under a temporary name, on the disk, then renamed: a reader sees all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

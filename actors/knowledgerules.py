@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.knowledgeentry import BlockId, Entry, write_whole
+from actors.knowledgeentry import BlockId, Entry
+from actors.wholefile import write_whole
 from searchspaces.graph import Block
 
 log = logging.getLogger(__name__)

@@ -29,16 +29,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.knowledgeentry import (
-    BlockId,
-    DamagedError,
-    Entry,
-    NewEntry,
-    newest,
-    read_index,
-    write_index,
-    write_whole,
-)
+from actors.knowledgeentry import BlockId, DamagedError, Entry, NewEntry, newest, read_index, write_index
+from actors.wholefile import write_whole
 
 log = logging.getLogger(__name__)
 MAXIMUM_PARTS = 32              # more are compacted into one
