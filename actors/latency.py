@@ -1,6 +1,6 @@
 """The latency pool: one queue in front of all devices of one target (latency.md section 7).
 
-    pool = LatencyPool(space, "onnx_cpu", {}, devices=({"resources": {"latency_cpu": 1}},))
+    pool = LatencyPool(space, "onnx_cpu", {}, devices=claims("onnx_cpu", {}, ray.cluster_resources()))
     pool.preload(results_of_this_run)                     # nothing is measured twice
     pool.submit([LatencyRequest(row, client="pnag") for row in rows])
     while pool.outstanding: use(pool.collect(timeout_s=0.5))
@@ -33,24 +33,24 @@ from actors.latencydevice import Device, DeviceHealth, Job, LatencyPoolSettings
 from actors.latencyresult import LatencyRequest, LatencyResult
 from actors.latencyworker import Probe
 from actors.targets.catalogue import check_options
-from actors.targets.target import LatencySample, TargetIdentity
+from actors.targets.target import CPU_RESOURCE, Claim, LatencySample, TargetIdentity
 from searchspaces.errors import ClusterError, TargetError
 from searchspaces.space import SearchSpace, Tokens
 
 __all__ = ["DeviceHealth", "LatencyPool", "LatencyPoolSettings", "LatencyRequest", "LatencyResult"]
 
 log = logging.getLogger(__name__)
-DEVICE: Mapping[str, Any] = {"resources": {"latency_cpu": 1}}
+DEVICE = Claim({"resources": {CPU_RESOURCE: 1}})
 FILES = "\0files"       # the client of measure_onnx
 
 
 class LatencyPool:
-    """See the module docstring. Ray must be initialised. `devices`: Ray actor options of each device's worker, with
-    the custom resource that keeps the device exclusive. `reference_ms` is the stored quiet value of an earlier start.
+    """See the module docstring. Ray must be initialised. `devices`: one claim per device, with the Ray resource that
+    keeps it exclusive. `reference_ms` is the stored quiet value of an earlier start.
     """
 
     def __init__(self, space: SearchSpace, target: str, options: Mapping[str, Any], *,
-                 devices: Sequence[Mapping[str, Any]] = (DEVICE,), settings: LatencyPoolSettings | None = None,
+                 devices: Sequence[Claim] = (DEVICE,), settings: LatencyPoolSettings | None = None,
                  reference_ms: float | None = None) -> None:
         check_options(target, options)
         _check_resources(devices)
@@ -66,8 +66,9 @@ class LatencyPool:
         self._tickets = 0
         self._submitted: set[int] = set()
         self._done: dict[int, LatencyResult] = {}
-        self._devices = [Device(f"latency-{target}-{index}-{uuid.uuid4().hex[:6]}", device,
-                                (space, target, dict(options)), self._settings) for index, device in enumerate(devices)]
+        self._devices = [Device(f"latency-{target}-{index}-{uuid.uuid4().hex[:6]}", claim.actor,
+                                (space, target, {**options, **claim.options}), self._settings)
+                         for index, claim in enumerate(devices)]
 
     # --- what the driver calls ---------------------------------------------------------------------------------------
 
@@ -265,11 +266,11 @@ class LatencyPool:
         self._queues, self._turns = {}, deque()
 
 
-def _check_resources(devices: Sequence[Mapping[str, Any]]) -> None:
+def _check_resources(devices: Sequence[Claim]) -> None:
     """A resource that no node has would be waited for in silence."""
     offered = ray.cluster_resources()
     for device in devices:
-        for name, amount in device.get("resources", {}).items():
+        for name, amount in device.actor.get("resources", {}).items():
             if offered.get(name, 0) < amount:
                 raise ClusterError(f"no node of the cluster offers the resource '{name}' of a latency device; start "
                                    f"the node to measure on with ray start --resources='{{\"{name}\": {amount}}}'")

@@ -11,12 +11,13 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from actors.targets.target import CPU_RESOURCE, Claim
 from orchestrator.config import ClusterSettings
 from searchspaces.errors import ClusterError
 
@@ -121,21 +122,27 @@ def total_cpus() -> int:
     return int(ray.cluster_resources().get("CPU", 1))
 
 
-def device_options(resource: str) -> dict[str, Any]:
-    """Actor options that pin a latency worker to its device: the node's custom resource, else the driver's own node.
+def device_claims(name: str, options: Mapping[str, Any]) -> list[Claim]:
+    """The devices of the cluster on which the named target is measured; ClusterError where there is none.
 
-    A node announces a device with `ray start --resources='{"latency_cpu": 1}'`. Without any such node the driver's
-    node is measured, and said so: then nothing but this run keeps the device exclusive.
+    A node announces its devices with `paretoray worker`. A processor is always there: without a node that announces
+    one the driver's own is measured, and said so; then nothing but this run keeps it exclusive.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if ray.cluster_resources().get(resource, 0) >= 1:
-        return {"resources": {resource: 1}}
+    from actors.targets.catalogue import announced, claims
+
+    found = claims(name, options, ray.cluster_resources())
+    if found:
+        return found
+    if CPU_RESOURCE not in announced(name, options):
+        raise ClusterError(f"no node of the cluster announces a device for target {name}; start the node that has one "
+                           "with: paretoray worker --address HOST:PORT")
     log.warning("no node announces the resource '%s'; measuring on the driver's node (start the node to measure with "
-                "--resources='{\"%s\": 1}' to choose)", resource, resource)
+                "'paretoray worker' to choose)", CPU_RESOURCE)
     node = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+    return [Claim({"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)})]
 
 
 def environment() -> dict[str, Any]:

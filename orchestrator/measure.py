@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from actors.latency import LatencyPool, LatencyPoolSettings, LatencyRequest, LatencyResult
-from orchestrator.cluster import connected, device_options
+from orchestrator.cluster import connected, device_claims
 from orchestrator.config import Config
 from orchestrator.context import data_and_space
 from orchestrator.interrupt import Interrupted, StopFlag
@@ -132,7 +132,8 @@ def measure_table(config: Config, count: int, out: Path | None, address: str | N
     existing = LatencyTable.read(out) if out is not None else None
     stop = StopFlag()
     with connected(config.cluster, address):
-        pool = LatencyPool(space, config.target.name, config.target.options, devices=(device_options("latency_cpu"),),
+        target = config.target
+        pool = LatencyPool(space, target.name, target.options, devices=device_claims(target.name, target.options),
                            settings=LatencyPoolSettings(time_out_s=config.latency.time_out_s),
                            reference_ms=existing.head["reference_ms"] if existing is not None else None)
         try:

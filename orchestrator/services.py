@@ -23,7 +23,7 @@ from actors.rollout import PoolSettings, RolloutPool
 from actors.supernet import SupernetService, SupernetSettings
 from actors.trainer import ProxyEvaluatorFactory, ProxySettings
 from orchestrator.accuracy import Recipe, TableAccuracy, TrainingAccuracy
-from orchestrator.cluster import device_options, total_cpus, usable_cores
+from orchestrator.cluster import device_claims, total_cpus, usable_cores
 from orchestrator.config import Config
 from orchestrator.sources import read_table
 from orchestrator.store import RunStore
@@ -50,8 +50,9 @@ class Services:
     def latency(self) -> LatencyPool:
         if self._latency is None:
             settings = LatencyPoolSettings(time_out_s=self._config.latency.time_out_s)
-            self._latency = LatencyPool(self._space, self._config.target.name, self._config.target.options,
-                                        devices=(device_options("latency_cpu"),), settings=settings,
+            target = self._config.target
+            self._latency = LatencyPool(self._space, target.name, target.options,
+                                        devices=device_claims(target.name, target.options), settings=settings,
                                         reference_ms=self._store.state().get("reference_ms"))
         return self._latency
 

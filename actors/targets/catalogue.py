@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from actors.targets.onnx_cpu import OnnxCpuTarget
 from actors.targets.table import TableTarget
-from actors.targets.target import LatencyTarget
+from actors.targets.target import Claim, LatencyTarget
 from searchspaces import plugins
 from searchspaces.errors import ConfigError
 
@@ -38,3 +38,13 @@ def make_target(name: str, options: Mapping[str, object], input_shape: tuple[int
     check_options(name, options)
     arguments: dict[str, object] = {"input_shape": input_shape, "reference_ms": reference_ms, **options}
     return target_class(name)(**arguments)
+
+
+def announced(name: str, options: Mapping[str, object]) -> dict[str, float]:
+    """`LatencyTarget.announced` of the named target."""
+    return target_class(name).announced(options)
+
+
+def claims(name: str, options: Mapping[str, object], offered: Mapping[str, float]) -> list[Claim]:
+    """`LatencyTarget.claims` of the named target."""
+    return target_class(name).claims(options, offered)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from actors.targets.target import Health, LatencySample, LatencyTarget, TargetIdentity, Workload
+from actors.targets.target import Claim, Health, LatencySample, LatencyTarget, TargetIdentity, Workload
 from searchspaces.errors import ConfigError, DataError, TargetError
 
 
@@ -34,6 +34,15 @@ class TableTarget(LatencyTarget):
         self._latency_ms = {row.tobytes(): float(value) for row, value in zip(tokens, latencies)}
         digest = hashlib.sha256(tokens.tobytes() + latencies.tobytes()).hexdigest()[:12]
         self._identity = TargetIdentity("table", column, f"table {digest}", "unknown", 1, 1, tuple(input_shape))
+
+    @classmethod
+    def announced(cls, options: Mapping[str, Any]) -> dict[str, float]:
+        return {}
+
+    @classmethod
+    def claims(cls, options: Mapping[str, Any], offered: Mapping[str, float]) -> list[Claim]:
+        """Any process can read a table."""
+        return [Claim({"num_cpus": 0})]
 
     def identity(self) -> TargetIdentity:
         return self._identity

@@ -24,6 +24,8 @@ from typing import Any
 from searchspaces.graph import Graph
 from searchspaces.space import Tokens
 
+CPU_RESOURCE = "latency_cpu"    # of a node whose processor is measured, one network at a time
+
 
 @dataclass(frozen=True)
 class TargetIdentity:
@@ -111,8 +113,29 @@ class Workload:
     onnx: bytes | None = None
 
 
+@dataclass(frozen=True)
+class Claim:
+    """One device of a cluster: the Ray actor options that keep it exclusive, and the target's options that pick it."""
+
+    actor: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 class LatencyTarget(ABC):
     """See the module docstring. Raises TargetError with one sentence; the pool retries and quarantines."""
+
+    @classmethod
+    def announced(cls, options: Mapping[str, Any]) -> dict[str, float]:
+        """The Ray resources by which this machine offers its devices of this kind; {} where it has none.
+
+        Asked on the node: by `paretoray worker`, and for the embedded local Ray. GPUs are found by Ray itself.
+        """
+        return {CPU_RESOURCE: 1.0}
+
+    @classmethod
+    def claims(cls, options: Mapping[str, Any], offered: Mapping[str, float]) -> list[Claim]:
+        """One claim per device that `options` allow among the resources a cluster offers; [] where there is none."""
+        return [Claim({"resources": {CPU_RESOURCE: 1}})] if offered.get(CPU_RESOURCE, 0) >= 1 else []
 
     @abstractmethod
     def identity(self) -> TargetIdentity:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from actors.latency import LatencyPool, LatencyPoolSettings, LatencyRequest
+from actors.targets.target import Claim
 from searchspaces.catalogue import make_space
 from searchspaces.errors import ClusterError, ConfigError, SpaceError, TargetError
 from searchspaces.onnxgraph import to_onnx
@@ -21,7 +22,7 @@ from searchspaces.space import Tokens
 SPACE = make_space("nasbench201", classes=10, channels=3, options={})
 MOBILE = make_space("mobilenetv3-s16", classes=10, channels=1, options={})
 SCRIPTED = "tests.actors.latency_targets:ScriptedTarget"
-SHARED: dict[str, Any] = {"num_cpus": 0.1}      # devices of these tests need no core of their own
+SHARED = Claim({"num_cpus": 0.1})      # devices of these tests need no core of their own
 QUICK = LatencyPoolSettings(per_call=2, time_out_s=60.0, start_time_out_s=60.0, retry_wait_s=0.1)
 
 
@@ -180,7 +181,7 @@ def test_bad_requests_are_refused(make_pool: Callable[..., LatencyPool], ray_loc
     with pytest.raises(SpaceError, match="token 9 at position 2"):
         make_pool().submit([LatencyRequest(np.array([0, 1, 9, 0, 0, 0], dtype=np.int8))])
     with pytest.raises(ClusterError, match="no node of the cluster offers the resource 'latency_toaster'"):
-        LatencyPool(SPACE, "onnx_cpu", {}, devices=({"resources": {"latency_toaster": 1}},))
+        LatencyPool(SPACE, "onnx_cpu", {}, devices=(Claim({"resources": {"latency_toaster": 1}}),))
     with pytest.raises(ConfigError, match="no latency target 'onyx_cpu'; choose one of onnx_cpu, table"):
         LatencyPool(SPACE, "onyx_cpu", {})
     with pytest.raises(ConfigError, match="has no option 'thread'; did you mean 'threads'. allowed: batch"):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.latency import LatencyPool, LatencyPoolSettings, LatencyResult
-from actors.targets.target import TargetIdentity
+from actors.targets.target import Claim, TargetIdentity
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.measure import SCHEMA, LatencyTable, measure_random
 from orchestrator.records import latency_result
@@ -28,7 +28,7 @@ def make_pool(ray_local: None, tmp_path: Path) -> Iterator[Callable[..., Latency
 
     def make(reference_ms: float | None = None, **options: Any) -> LatencyPool:
         pools.append(LatencyPool(SPACE, SCRIPTED, {"log": str(tmp_path / "log"), **options},
-                                 devices=({"num_cpus": 0.1},), settings=LatencyPoolSettings(retry_wait_s=0.1),
+                                 devices=(Claim({"num_cpus": 0.1}),), settings=LatencyPoolSettings(retry_wait_s=0.1),
                                  reference_ms=reference_ms))
         return pools[-1]
 
