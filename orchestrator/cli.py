@@ -53,6 +53,8 @@ def resume(run: RunName, address: Address = None, runs: Runs = RUNS) -> None:
 @app.command()
 def generate(run: RunName,
              budget: Annotated[list[str], typer.Option(help="Latency budget such as 2.5ms. Repeatable.")],
+             target: Annotated[str | None, typer.Option(help="Label of the target whose budgets these are; needed for "
+                                                             "a run with several.")] = None,
              runs: Runs = RUNS) -> None:
     """A trained, measured ONNX file for a budget nobody asked for before, from a finished run."""
     from orchestrator.config import parse_budget
@@ -62,7 +64,7 @@ def generate(run: RunName,
         budgets = [parse_budget(value) for value in budget]
     except ValueError as error:
         raise ConfigError(f"--budget {error}") from error
-    generate_models(run, budgets, runs=runs)
+    generate_models(run, budgets, target=target, runs=runs)
 
 
 @app.command()

@@ -7,7 +7,7 @@ them. The driver owns that object, because what an actor owns dies with it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from actors.knowledge import KnowledgeService
 from actors.latency import LatencyPool, LatencyPoolSettings
 from actors.rollout import PoolSettings, RolloutPool
 from actors.supernet import SupernetService, SupernetSettings
+from actors.targets.target import Claim
 from actors.trainer import ProxyEvaluatorFactory, ProxySettings
 from orchestrator.accuracy import Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.cluster import device_claims, total_cpus, usable_cores
 from orchestrator.config import Config
+from orchestrator.goals import target_state
 from orchestrator.sources import read_table
 from orchestrator.store import RunStore
 from searchspaces.space import SearchSpace
@@ -42,19 +44,23 @@ class Services:
         self._config, self._space, self._splits, self._store = config, space, splits, store
         self._preprocessing = preprocessing
         self._local, self._check = local, check
-        self._latency: LatencyPool | None = None
+        self._latency: dict[str, tuple[LatencyPool, list[Claim]]] = {}
         self._supernet: SupernetService | None = None
         self._rollouts: RolloutPool | None = None
         self._knowledge: KnowledgeService | None = None
 
-    def latency(self) -> LatencyPool:
-        if self._latency is None:
-            settings = LatencyPoolSettings(time_out_s=self._config.latency.time_out_s)
-            target = self._config.target
-            self._latency = LatencyPool(self._space, target.name, target.options,
-                                        devices=device_claims(target.name, target.options), settings=settings,
-                                        reference_ms=self._store.state().get("reference_ms"))
-        return self._latency
+    def latency(self, label: str) -> LatencyPool:
+        """The queue in front of a target's devices. Pools that hold the same device take turns: the others end."""
+        if label not in self._latency:
+            target = next(plugin for plugin in self._config.targets if plugin.label == label)
+            devices = device_claims(target.name, target.options)
+            for other in [name for name, (_, held) in self._latency.items() if _overlap(devices, held)]:
+                self._latency.pop(other)[0].close()
+            pool = LatencyPool(self._space, target.name, target.options, devices=devices,
+                               settings=LatencyPoolSettings(time_out_s=self._config.latency.time_out_s),
+                               reference_ms=target_state(self._store, label).get("reference_ms"))
+            self._latency[label] = (pool, devices)
+        return self._latency[label][0]
 
     def supernet(self) -> Any:
         """Handle of the actor that owns the shared weights. It resumes from its newest checkpoint by itself."""
@@ -102,9 +108,9 @@ class Services:
         return max(1, min(by_cpu, int(gpus / recipe.gpus)) if recipe.gpus else by_cpu)
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):
-            if self._latency is not None:
-                self._latency.close()
+        for pool, _ in self._latency.values():
+            with contextlib.suppress(Exception):
+                pool.close()
         self.close_rollouts()
         for service in (self._supernet, self._knowledge):
             if service is not None:
@@ -157,6 +163,17 @@ class Services:
         if self._local:
             return usable_cores()  # the other services idle during the search
         return max(1, total_cpus() - self._config.supernet.cpus * self._config.supernet.workers - 1)
+
+
+def _overlap(wanted: Sequence[Claim], held: Sequence[Claim]) -> bool:
+    """Do they ask for a device in common? Whole GPUs may be different ones, but only Ray knows: they count as one."""
+    def names(claims: Sequence[Claim]) -> set[str]:
+        pinned = [claim.actor for claim in claims]
+        return ({name for actor in pinned for name in actor.get("resources", {})}
+                | {"GPU" for actor in pinned if actor.get("num_gpus")}
+                | {"driver's node" for actor in pinned if "scheduling_strategy" in actor})
+
+    return bool(names(wanted) & names(held))
 
 
 def slots_needed(config: Config) -> int:

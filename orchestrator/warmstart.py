@@ -28,6 +28,7 @@ from actors.latencyresult import LatencyResult
 from orchestrator.accuracy import TrainingAccuracy
 from orchestrator.config import Config, load_config
 from orchestrator.controllers.controller import EarlierRun, LatencyModel
+from orchestrator.goals import Goal, target_state
 from orchestrator.records import latency_result
 from orchestrator.store import (
     LATENCY_SCHEMA,
@@ -105,21 +106,29 @@ def is_frozen(store: RunStore, config: Config) -> bool:
     return all((store.path / FOLDER / Path(name).name / "about.json").exists() for name in config.warm_start)
 
 
-def earlier_runs(store: RunStore, config: Config, space: SearchSpace) -> tuple[EarlierRun, ...]:
-    """The successful trials of every earlier run, in the order of `warm_start`, then of their logs."""
-    target_id = store.state()["target_id"]
+def earlier_runs(store: RunStore, config: Config, space: SearchSpace, goal: Goal) -> tuple[EarlierRun, ...]:
+    """The successful trials of every earlier run, in the order of `warm_start`, then of their logs. Their latencies are
+    those of this goal's devices, nan where another device was measured."""
+    target_ids = {label: target_state(store, label)["target_id"] for label in goal.targets}
     runs = []
     for about, folder in _copies(store, config):
         rows = [row for row in pq.read_table(folder / "trials.parquet").to_pylist() if row["accuracy"] is not None]
         if not rows:
             continue
         comparable = about["space_id"] == space.space_id
+        by_device = [_latency_by_device(row) if comparable else {} for row in rows]
+        latency_ms_N = goal.latency_ms({label: np.array([row.get(target_id, np.nan) for row in by_device])
+                                        for label, target_id in target_ids.items()})
         runs.append(EarlierRun(
             about["name"], about["same_task"], space.canonical(np.array([row["tokens"] for row in rows], np.int8)),
-            np.array([row["accuracy"] for row in rows], dtype=np.float64),
-            np.array([row["latency_ms"] if comparable and row["target_id"] == target_id else np.nan for row in rows],
-                     dtype=np.float64)))
+            np.array([row["accuracy"] for row in rows], dtype=np.float64), latency_ms_N))
     return tuple(runs)
+
+
+def _latency_by_device(row: dict[str, Any]) -> dict[str, float]:
+    """Of one trial, in ms by target_id."""
+    known = {row["target_id"]: row["latency_ms"]} if row["latency_ms"] is not None else {}
+    return known | {entry["target_id"]: entry["latency_ms"] for entry in row.get("latencies") or ()}
 
 
 def with_latencies(run: EarlierRun, model: LatencyModel) -> EarlierRun:
