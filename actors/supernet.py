@@ -25,13 +25,14 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from actors.checkpoints import read_newest, write_checkpoint
 from actors.data import Batches, Images, Preprocessing, calibration_images
 from actors.evaluator import share_correct
 from actors.finetune import arrays, fine_tuned_weights, recalibrate
 from actors.ranks import RankGroup
+from actors.remote import fetch, last_line
 from actors.training import SupernetSettings, Trainer
 from searchspaces.errors import ClusterError, ParetorayError, StoreError
 from searchspaces.space import SearchSpace, Tokens
@@ -212,6 +213,10 @@ class SupernetService:
             answer, deadline = actor.status.remote(), time.monotonic() + START_TIME_OUT_S
             while time.monotonic() < deadline:
                 if ray.wait([answer], timeout=0.5)[0]:
+                    try:
+                        fetch(answer)
+                    except ActorDiedError as error:  # its constructor raised: no other process would do better
+                        raise ClusterError(f"the supernet actor cannot start ({last_line(error)})") from error
                     return actor
                 check()
             log.warning("the supernet actor did not start within %g s; starting another one", START_TIME_OUT_S)
@@ -222,7 +227,7 @@ class SupernetService:
 
     def publish(self, timeout_s: float | None = None) -> tuple[int, ray.ObjectRef]:
         """(version, reference to the current weights), mapped once per node by whoever gets it."""
-        version, weights = ray.get(self.actor.weights.remote(), timeout=timeout_s)
+        version, weights = fetch(self.actor.weights.remote(), timeout_s)
         return version, ray.put(weights)
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from actors.data import Preprocessing, Splits
+from actors.remote import fetch
 from orchestrator.config import Config
 from orchestrator.controllers.controller import Controller
 from orchestrator.datasets import load_dataset
@@ -75,11 +76,12 @@ class RunContext:
             self.predictor = LatencyPredictor.from_state(self.space, load_state(self.store, "predictor"))
 
     def wait(self, reference: ray.ObjectRef) -> Any:
-        """The result of a remote call, however long it takes, unless the user stops the run."""
+        """The result of a remote call, or the error of ours it ended with, however long it takes, unless the user stops
+        the run."""
         while not ray.wait([reference], timeout=POLL_S)[0]:
             self.stop.check()
         self.stop.check()
-        return ray.get(reference)
+        return fetch(reference)
 
     @property
     def budgets_ms(self) -> list[float]:

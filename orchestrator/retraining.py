@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from actors.data import Preprocessing, Splits
 from actors.evaluator import share_correct
+from actors.remote import fetch
 from actors.trainer import retrained_weights, submit_retraining
 from orchestrator.accuracy import Recipe
 from orchestrator.config import Config
@@ -105,7 +106,7 @@ def retrain_missing(run: RunContext, retrained: Retrained, tokens_NT: Tokens) ->
 
 def _save(retrained: Retrained, tokens_T: Tokens, reference: ray.ObjectRef) -> bool:
     try:
-        retrained.save(tokens_T, ray.get(reference))
+        retrained.save(tokens_T, fetch(reference))
     except EvaluationError as error:
         log.warning("retraining of %s failed (%s); it is not handed over", retrained.space.arch_id(tokens_T), error)
         return False
