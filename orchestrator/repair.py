@@ -1,0 +1,25 @@
+"""What a resumed run makes again because its file was damaged after the stage that wrote it.
+
+A run is resumed at the stage it had reached, and earlier stages are not entered again; so what they left behind is
+looked at here. Everything follows from the recorded trials and latencies, and from the epochs before.
+"""
+from __future__ import annotations
+
+from actors.supernet import newest_version
+from orchestrator.context import RunContext
+from orchestrator.stages.train import train_epochs
+
+
+def repair(run: RunContext) -> None:
+    """Does nothing where all is whole."""
+    _weights(run)
+
+
+def _weights(run: RunContext) -> None:
+    """The supernet as the trials and the lineage name it: an epoch that is trained again is the same epoch."""
+    version = run.store.state().get("weights_version", 0)  # 0 before the supernet is trained, and where there is none
+    found = newest_version(run.store.path / "checkpoints") if version else 0
+    if found < version:
+        run.progress.note(f"the supernet's checkpoint of epoch {version} is damaged or missing, the newest whole one "
+                          f"is of epoch {found}: the epochs between are trained again")
+        train_epochs(run)
