@@ -6,13 +6,23 @@ looked at here. Everything follows from the recorded trials and latencies, and f
 from __future__ import annotations
 
 from actors.supernet import newest_version
-from orchestrator.context import RunContext
+from orchestrator.context import RunContext, intact_state
+from orchestrator.stages.explore import learn_and_save, replayed_controller
+from orchestrator.stages.measure import fit_predictor
 from orchestrator.stages.train import train_epochs
 
 
 def repair(run: RunContext) -> None:
     """Does nothing where all is whole."""
+    state = run.store.state()
+    if run.predictor is None and "slowest_ms" in state:  # measured and fitted
+        run.progress.note("the latency predictor is damaged or missing: it is fitted again to all measurements")
+        run.predictor = fit_predictor(run)
+        run.save_predictor(run.predictor)
     _weights(run)
+    if state.get("stage") in ("deliver", "done") and intact_state(run.store, "controller") is None:
+        run.progress.note("the controller's state is damaged or missing: it learns again from all trials")
+        learn_and_save(run, replayed_controller(run))
 
 
 def _weights(run: RunContext) -> None:

@@ -47,9 +47,14 @@ def explore(run: RunContext) -> None:
         _show(run, trials)
     if statistics := run.services.knowledge_statistics():
         run.store.event("knowledge", **statistics)
-    run.progress.stage("learn from all trials")
-    controller.generate(run.budgets_ms)  # the last fit, so that the saved state answers at once
+    learn_and_save(run, controller)
     history.note()
+
+
+def learn_and_save(run: RunContext, controller: Controller) -> None:
+    """Has the controller learn from all it observed, so that its saved state answers at once."""
+    run.progress.stage("learn from all trials")
+    controller.generate(run.budgets_ms)
     run.save_controller(controller)
 
 
