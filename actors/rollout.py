@@ -25,6 +25,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from actors.evaluator import Evaluation, Evaluator
+from actors.remote import last_line
 from actors.rolloutworker import RolloutActor, first_line
 from searchspaces.errors import ClusterError, EvaluationError
 from searchspaces.space import Tokens
@@ -288,7 +289,7 @@ class RolloutPool:
         self._workers.remove(worker)
         ray.kill(worker.handle)
         if self._start_failures >= self._settings.max_failures and not self.ready_workers:
-            raise EvaluationError(f"rollout workers cannot start ({_last_line(error)})") from error
+            raise EvaluationError(f"rollout workers cannot start ({last_line(error)})") from error
         if self._start_failures < self._settings.max_failures and not worker.retiring:
             self._workers.append(self._start())
 
@@ -314,6 +315,3 @@ class RolloutPool:
             ray.kill(worker.handle)
             self._workers.remove(worker)
 
-
-def _last_line(error: Exception) -> str:
-    return ([line for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1]

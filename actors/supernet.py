@@ -25,13 +25,14 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from actors.checkpoints import read_newest, write_checkpoint
 from actors.data import Batches, Images, Preprocessing, calibration_images
 from actors.evaluator import share_correct
 from actors.finetune import arrays, fine_tuned_weights, recalibrate
 from actors.ranks import RankGroup
+from actors.remote import fetch, last_line
 from actors.training import SupernetSettings, Trainer
 from searchspaces.errors import ClusterError, ParetorayError, StoreError
 from searchspaces.space import SearchSpace, Tokens
@@ -117,18 +118,21 @@ class SupernetActor:
 
     # --- weights -----------------------------------------------------------------------------------------------------
 
-    def weights(self) -> tuple[int, dict[str, NDArray[np.generic]]]:
-        """(version, the supernet's state dict). The caller puts them into the object store: an object that this actor
-        put would die with it."""
+    def weights(self, version: int | None = None) -> tuple[int, dict[str, NDArray[np.generic]]]:
+        """(version, the supernet's state dict); StoreError if another version was asked for. The caller puts them into
+        the object store: an object that this actor put would die with it."""
+        self._check_version(version)
         return self._trainer.epoch, arrays(self._trainer.training.supernet)
 
     def extract_state(self, tokens_T: Tokens) -> dict[str, NDArray[np.generic]]:
         """Weights of one subnet, batch-norm statistics recalibrated, without fine-tuning."""
         return self.fine_tune(tokens_T, epochs=0, learning_rate=0.0)
 
-    def fine_tune(self, tokens_T: Tokens, epochs: int, learning_rate: float) -> dict[str, NDArray[np.generic]]:
+    def fine_tune(self, tokens_T: Tokens, epochs: int, learning_rate: float,
+                  version: int | None = None) -> dict[str, NDArray[np.generic]]:
         """Weights of one subnet after `epochs` of its own training, batch-norm statistics recalibrated. The supernet
-        stays as it is."""
+        stays as it is. StoreError if it holds another `version` than asked for."""
+        self._check_version(version)
         network = self._trainer.training.supernet.extract(tokens_T)
         return fine_tuned_weights(network, self._batches(), epochs, learning_rate, self._settings.calibration_images)
 
@@ -146,6 +150,13 @@ class SupernetActor:
                              for w, g in zip(weights, gradients)]
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _check_version(self, version: int | None) -> None:
+        """A restart behind a damaged checkpoint holds older weights, or fresh ones, until they are trained again."""
+        if version is not None and version != self._trainer.epoch:
+            raise StoreError(f"the supernet in {self._folder} came back with the weights of epoch "
+                             f"{self._trainer.epoch}, because its checkpoint of epoch {version} is damaged or missing; "
+                             "resume the run to train the epochs between again")
 
     def _batches(self) -> Batches:
         """Whole batches, whatever the number of ranks."""
@@ -212,6 +223,10 @@ class SupernetService:
             answer, deadline = actor.status.remote(), time.monotonic() + START_TIME_OUT_S
             while time.monotonic() < deadline:
                 if ray.wait([answer], timeout=0.5)[0]:
+                    try:
+                        fetch(answer)
+                    except ActorDiedError as error:  # its constructor raised: no other process would do better
+                        raise ClusterError(f"the supernet actor cannot start ({last_line(error)})") from error
                     return actor
                 check()
             log.warning("the supernet actor did not start within %g s; starting another one", START_TIME_OUT_S)
@@ -220,10 +235,11 @@ class SupernetService:
                            f"{settings.num_cpus:g} CPU and {self._num_gpus:g} GPU free on one node, lower "
                            "supernet.cpus or add nodes")
 
-    def publish(self, timeout_s: float | None = None) -> tuple[int, ray.ObjectRef]:
-        """(version, reference to the current weights), mapped once per node by whoever gets it."""
-        version, weights = ray.get(self.actor.weights.remote(), timeout=timeout_s)
-        return version, ray.put(weights)
+    def publish(self, timeout_s: float | None = None, version: int | None = None) -> tuple[int, ray.ObjectRef]:
+        """(version, reference to the current weights), mapped once per node by whoever gets it. StoreError if they are
+        not of the `version` asked for."""
+        current, weights = fetch(self.actor.weights.remote(version), timeout_s)
+        return current, ray.put(weights)
 
     def close(self) -> None:
         ray.kill(self.actor)
@@ -242,11 +258,23 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def load_weights(checkpoint_dir: str | Path) -> tuple[int, dict[str, NDArray[np.generic]]]:
-    """(version, state dict) of the newest whole checkpoint, without an actor. StoreError if there is none."""
+def newest_version(checkpoint_dir: str | Path) -> int:
+    """Version of the newest whole checkpoint, 0 without one. Damaged newer ones are set aside."""
+    checkpoint = read_newest(Path(checkpoint_dir), NAME)
+    return 0 if checkpoint is None else int(checkpoint.about["version"])
+
+
+def load_weights(checkpoint_dir: str | Path,
+                 version: int | None = None) -> tuple[int, dict[str, NDArray[np.generic]]]:
+    """(version, state dict) of the newest whole checkpoint, without an actor. StoreError if there is none, or if it is
+    not of the `version` asked for."""
     checkpoint = read_newest(Path(checkpoint_dir), NAME)
     if checkpoint is None:
         raise StoreError(f"{checkpoint_dir} holds no usable supernet checkpoint; train one first or resume the run")
+    if version is not None and version != checkpoint.about["version"]:
+        raise StoreError(f"the supernet's checkpoint of epoch {version} in {checkpoint_dir} is damaged or missing, the "
+                         f"newest whole one is of epoch {checkpoint.about['version']}; resume the run to train the "
+                         "epochs between again")
     prefix = "model."
     return int(checkpoint.about["version"]), {name.removeprefix(prefix): tensor.numpy() for name, tensor in
                                               checkpoint.tensors.items() if name.startswith(prefix)}

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from actors.knowledge import KnowledgePool, Start
+from actors.remote import fetch
 from searchspaces.adaptation import inherit
 from searchspaces.errors import ParetorayError
 from searchspaces.network import GraphNetwork
@@ -53,7 +53,7 @@ class KnowledgeLink:
     def _call(self, method: str, *arguments: Any) -> Any:
         bound = getattr(self._pool, method)
         if isinstance(self._pool, ActorHandle):
-            return ray.get(bound.remote(*arguments), timeout=self._time_out_s)
+            return fetch(bound.remote(*arguments), self._time_out_s)
         return bound(*arguments)
 
 

@@ -1,17 +1,23 @@
 """What the stages of a run share: configuration, data, space, store, services, progress, and the stop flag."""
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import ray
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from actors.data import Preprocessing, Splits
+from actors.remote import fetch
 from orchestrator.config import Config, TargetPlugin
 from orchestrator.controllers.controller import LatencyModel
 from orchestrator.datasets import load_dataset
@@ -21,12 +27,14 @@ from orchestrator.metrics import RunMetrics
 from orchestrator.predictors import LatencyPredictor
 from orchestrator.progress import Progress
 from orchestrator.services import Services
-from orchestrator.store import RunStore, Trial, read_json, write_atomically, write_json
+from orchestrator.store import RunStore, Trial, write_atomically, write_json
 from searchspaces.catalogue import make_space
 from searchspaces.errors import StoreError
 from searchspaces.space import SearchSpace, Tokens
 
 POLL_S = 0.5
+DIGEST = "sha256"  # of the tensors, in the JSON beside them
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -59,7 +67,8 @@ class Leaders:
 
 @dataclass
 class RunTarget:
-    """One target of a run: what was measured on it, and what predicts the rest (fitted by the first stage)."""
+    """One target of a run: what was measured on it, and what predicts the rest (fitted by the first stage, again where
+    its file is damaged)."""
 
     plugin: TargetPlugin
     measured_ms: dict[str, float] = field(default_factory=dict)     # by arch_id
@@ -96,15 +105,17 @@ class RunContext:
     def __post_init__(self) -> None:
         for plugin in self.config.targets:
             measured_ms = recorded_latencies(self.store, target_state(self.store, plugin.label).get("target_id"))
-            self.targets.append(RunTarget(plugin, measured_ms, load_predictor(self.store, self.config, self.space,
-                                                                              plugin.label)))
+            state = intact_state(self.store, state_name("predictor", plugin.label, self.config))
+            predictor = None if state is None else LatencyPredictor.from_state(self.space, state)
+            self.targets.append(RunTarget(plugin, measured_ms, predictor))
 
     def wait(self, reference: ray.ObjectRef) -> Any:
-        """The result of a remote call, however long it takes, unless the user stops the run."""
+        """The result of a remote call, or the error of ours it ended with, however long it takes, unless the user stops
+        the run."""
         while not ray.wait([reference], timeout=POLL_S)[0]:
             self.stop.check()
         self.stop.check()
-        return ray.get(reference)
+        return fetch(reference)
 
     @property
     def goals(self) -> list[Goal]:
@@ -147,9 +158,11 @@ def save_state(store: RunStore, name: str, state: dict[str, Any]) -> None:
     folder = store.path / "checkpoints"
     tensors = {key: torch.as_tensor(value).contiguous() for key, value in state.items()
                if isinstance(value, torch.Tensor | np.ndarray)}
+    content = save(tensors)
     with write_atomically(folder / f"{name}.safetensors") as temporary:
-        save_file(tensors, temporary)
-    write_json(folder / f"{name}.json", {key: value for key, value in state.items() if key not in tensors})
+        temporary.write_bytes(content)
+    facts = {key: value for key, value in state.items() if key not in tensors}
+    write_json(folder / f"{name}.json", facts | {DIGEST: sha256(content).hexdigest()})
 
 
 def has_state(store: RunStore, name: str) -> bool:
@@ -157,10 +170,31 @@ def has_state(store: RunStore, name: str) -> bool:
 
 
 def load_state(store: RunStore, name: str) -> dict[str, Any]:
+    """What `save_state` wrote. StoreError if it is missing or damaged."""
     folder = store.path / "checkpoints"
     try:
-        tensors = load_file(folder / f"{name}.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{folder / name}.safetensors is missing or damaged ({error}); resume the run to make it "
+        facts = json.loads((folder / f"{name}.json").read_text())
+        content = (folder / f"{name}.safetensors").read_bytes()
+        digest = facts.pop(DIGEST, None)  # runs of earlier versions have none
+        if digest not in (None, sha256(content).hexdigest()):
+            raise ValueError("its tensors do not have the digest that was written")
+        return facts | load(content)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StoreError(f"{folder / name}.* is missing or damaged ({error}); resume the run to make it "
                          "again") from error
-    return read_json(folder / f"{name}.json") | tensors
+
+
+def intact_state(store: RunStore, name: str) -> dict[str, Any] | None:
+    """What `save_state` wrote, None where there is nothing whole: what is damaged is set aside, to be made again."""
+    if not has_state(store, name):
+        return None
+    try:
+        return load_state(store, name)
+    except StoreError as error:
+        log.warning("%s.* in %s is damaged and set aside as *.damaged (%s)", name, store.path / "checkpoints",
+                    error.__cause__)
+        for suffix in ("json", "safetensors"):
+            file = store.path / "checkpoints" / f"{name}.{suffix}"
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(file, file.with_name(file.name + ".damaged"))
+        return None

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from actors.data import Preprocessing, Splits
 from actors.evaluator import share_correct
+from actors.remote import fetch
 from actors.trainer import retrained_weights, submit_retraining
 from orchestrator.accuracy import Recipe
 from orchestrator.config import Config
-from orchestrator.context import POLL_S, RunContext, has_state, load_state, save_state
+from orchestrator.context import POLL_S, RunContext, intact_state, load_state, save_state
 from orchestrator.services import proxy_settings
 from orchestrator.store import RunStore
 from searchspaces.errors import ClusterError, EvaluationError
@@ -45,15 +46,17 @@ class Retrained:
         self._store = store
 
     def accuracy(self, tokens_T: Tokens) -> float | None:
-        """Validation accuracy; None while it is not retrained."""
-        return float(self._load(tokens_T)[ACCURACY]) if has_state(self._store, self._name(tokens_T)) else None
+        """Validation accuracy; None while it is not retrained, or where its weights are damaged."""
+        state = self._intact(tokens_T)
+        return None if state is None else float(state[ACCURACY])
 
     def weights(self, tokens_T: Tokens) -> Weights:
         """State dict of the finished network; trained here and now if it is not there yet."""
-        if not has_state(self._store, self._name(tokens_T)):
+        if self._intact(tokens_T) is None:
             self.save(tokens_T, retrained_weights(self.space, tokens_T, self.splits.train, self.preprocessing,
                                                   self.settings, self.unfinished, torch.get_num_threads()))
-        return {name: value.numpy() for name, value in self._load(tokens_T).items() if name != ACCURACY}
+        state = load_state(self._store, self._name(tokens_T))
+        return {name: value.numpy() for name, value in state.items() if name != ACCURACY}
 
     def save(self, tokens_T: Tokens, weights: Weights) -> None:
         network = GraphNetwork(self.space.graph(tokens_T)).eval()
@@ -64,8 +67,8 @@ class Retrained:
                    | {ACCURACY: accuracy})
         shutil.rmtree(Path(self.unfinished) / self.space.arch_id(tokens_T), ignore_errors=True)
 
-    def _load(self, tokens_T: Tokens) -> dict[str, Any]:
-        return load_state(self._store, self._name(tokens_T))
+    def _intact(self, tokens_T: Tokens) -> dict[str, Any] | None:
+        return intact_state(self._store, self._name(tokens_T))
 
     def _name(self, tokens_T: Tokens) -> str:
         return f"retrained-{self.space.arch_id(tokens_T)}"
@@ -105,7 +108,7 @@ def retrain_missing(run: RunContext, retrained: Retrained, tokens_NT: Tokens) ->
 
 def _save(retrained: Retrained, tokens_T: Tokens, reference: ray.ObjectRef) -> bool:
     try:
-        retrained.save(tokens_T, ray.get(reference))
+        retrained.save(tokens_T, fetch(reference))
     except EvaluationError as error:
         log.warning("retraining of %s failed (%s); it is not handed over", retrained.space.arch_id(tokens_T), error)
         return False

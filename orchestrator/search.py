@@ -24,6 +24,7 @@ from orchestrator.goals import target_state
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.metrics import RunMetrics
 from orchestrator.progress import Progress
+from orchestrator.repair import repair
 from orchestrator.report import write_report
 from orchestrator.services import Services, slots_needed
 from orchestrator.sources import check_accuracy
@@ -118,6 +119,7 @@ class Search:
             progress = stack.enter_context(Progress(self.console, title=f"paretoray {store.name}"))
             context = RunContext(self.config, store, self._space, self._splits, preprocessing, services, progress,
                                  self.stop, metrics, Leaders())
+            repair(context)
             for stage, step in STEPS.items():
                 if _reached(store) is stage:
                     metrics.stage(stage.value)

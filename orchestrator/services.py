@@ -78,7 +78,8 @@ class Services:
                                    num_gpus=accuracy.gpus)
             self._rollouts = RolloutPool(self._evaluator_factory(), settings, name=f"rollout-{self._store.name}")
             if accuracy.source == "supernet":
-                self._rollouts.set_weights(*self._supernet_service().publish())
+                self._rollouts.set_weights(*self._supernet_service().publish(
+                    version=self._store.state()["weights_version"]))
         return self._rollouts
 
     def begin_batch(self) -> None:

@@ -71,7 +71,8 @@ class SupernetClusterBench(ClusterBench):
     def trained_weights(self, tokens_T: Tokens) -> Weights:
         settings, supernet = self.run.config.delivery, self.run.services.supernet()
         weights: Weights = self.run.wait(supernet.fine_tune.remote(
-            tokens_T, settings.fine_tune_epochs, settings.fine_tune_learning_rate))
+            tokens_T, settings.fine_tune_epochs, settings.fine_tune_learning_rate,
+            self.run.store.state()["weights_version"]))
         return weights
 
     def training(self) -> dict[str, Any]:
@@ -154,7 +155,7 @@ class SupernetLocalBench(LocalBench):
         calibration = calibration_images(splits.train, config.search.calibration_images, config.seed)
         self._evaluator = SupernetEvaluator(space, preprocessing.prepare(splits.val),
                                             preprocessing.prepare(calibration))
-        self._evaluator.set_weights(*load_weights(store.path / "checkpoints"))
+        self._evaluator.set_weights(*load_weights(store.path / "checkpoints", store.state()["weights_version"]))
 
     def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
         evaluations: Sequence[Evaluation] = self._evaluator.evaluate(tokens_NT)

@@ -49,10 +49,15 @@ def explore(run: RunContext) -> None:
         _show(run, trials)
     if statistics := run.services.knowledge_statistics():
         run.store.event("knowledge", **statistics)
+    learn_and_save(run, panel)
+    history.note()
+
+
+def learn_and_save(run: RunContext, panel: Panel) -> None:
+    """Has the controllers learn from all they observed, so that their saved states answer at once."""
     run.progress.stage("learn from all trials")
     for goal in panel.goals:
-        panel.generate(goal, goal.budgets_ms)  # the last fit, so that the saved state answers at once
-    history.note()
+        panel.generate(goal, goal.budgets_ms)
     for label, state in panel.state_dicts().items():
         save_state(run.store, state_name("controller", label, run.config), state)
 

@@ -59,7 +59,7 @@ def measure_target(run: RunContext, target: RunTarget) -> None:
         if good or count >= len(plan_NT):
             break
         count = min(count + GROWTH, len(plan_NT))
-    save_state(run.store, state_name("predictor", target.label, run.config), target.predictor.state_dict())
+    save_predictor(run, target)
     check_reachable(wanted_ms, run.space, target.measured_ms)
     update_target_state(run.store, target.label, fastest_ms=min(target.measured_ms.values()),
                         slowest_ms=max(target.measured_ms.values()))
@@ -99,6 +99,16 @@ def with_known(plan_NT: Tokens, known: Sequence[Tokens]) -> tuple[Tokens, int]:
     front = {row.tobytes(): row for row in (*plan_NT[:2], *known)}
     rows = front | {row.tobytes(): row for row in plan_NT[2:] if row.tobytes() not in front}
     return np.stack(list(rows.values()))[:max(len(plan_NT), len(front))], len(front)
+
+
+def fit_and_save(run: RunContext, target: RunTarget) -> None:
+    target.predictor = fit_predictor(run, target)
+    save_predictor(run, target)
+
+
+def save_predictor(run: RunContext, target: RunTarget) -> None:
+    assert target.predictor is not None
+    save_state(run.store, state_name("predictor", target.label, run.config), target.predictor.state_dict())
 
 
 def fit_predictor(run: RunContext, target: RunTarget) -> LatencyPredictor:

@@ -13,6 +13,11 @@ def train(run: RunContext) -> None:
         run.progress.note(f"accuracies come from {source}: no supernet is trained")
         run.store.update_state(weights_version=0)
         return
+    run.store.update_state(weights_version=train_epochs(run))
+
+
+def train_epochs(run: RunContext) -> int:
+    """Trains the epochs that the newest whole checkpoint lacks; the version of the weights after it."""
     supernet = run.services.supernet()
     run.progress.stage("train supernet", total=run.config.supernet.epochs)
     status = run.wait(supernet.status.remote())
@@ -24,4 +29,4 @@ def train(run: RunContext) -> None:
             run.metrics.scalar(f"supernet/{name}", status[name], status["epoch"])
         run.progress.advance(1, loss=status["loss"], largest=status["accuracy_largest"],
                              smallest=status["accuracy_smallest"], images_per_s=status["images_per_s"])
-    run.store.update_state(weights_version=status["version"])
+    return int(status["version"])

@@ -11,7 +11,7 @@ import torch
 from actors.checkpoints import read_newest
 from actors.data import Augmentation, Preprocessing
 from actors.evaluator import SupernetEvaluator, share_correct
-from actors.supernet import SupernetActor, SupernetSettings, load_weights
+from actors.supernet import SupernetActor, SupernetSettings, load_weights, newest_version
 from orchestrator.datasets import DataSettings, load_dataset
 from searchspaces.errors import EvaluationError, StoreError
 from searchspaces.network import GraphNetwork
@@ -155,6 +155,24 @@ def test_published_weights_give_the_evaluator_the_same_network(tmp_path: Path) -
 def test_missing_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no usable supernet checkpoint"):
         load_weights(tmp_path)
+
+
+def test_weights_of_another_version_are_refused(tmp_path: Path) -> None:
+    actor = make_actor(tmp_path)
+    actor.train_epoch()
+    actor.train_epoch()
+    assert actor.weights(2)[0] == load_weights(tmp_path, 2)[0] == newest_version(tmp_path) == 2
+    newest = max(tmp_path.glob("supernet-*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    again = make_actor(tmp_path)
+    for ask in (lambda: again.weights(2), lambda: again.fine_tune(TOKENS, 0, 0.0, 2),
+                lambda: load_weights(tmp_path, 2)):
+        with pytest.raises(StoreError, match="epoch 2.*resume the run"):
+            ask()
+    assert newest_version(tmp_path) == 1 and newest_version(tmp_path / "nowhere") == 0
+    again.train_epoch()
+    for name, array in again.weights(2)[1].items():
+        np.testing.assert_array_equal(array, actor.weights()[1][name])
 
 
 def test_fine_tuning_improves_a_subnet_and_leaves_the_supernet_alone(tmp_path: Path) -> None:

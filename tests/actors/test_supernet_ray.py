@@ -18,6 +18,7 @@ from actors.evaluator import SupernetEvaluatorFactory
 from actors.rollout import PoolSettings, RolloutPool
 from actors.supernet import SupernetActor, SupernetService, SupernetSettings
 from orchestrator.datasets import DataSettings, load_dataset
+from searchspaces.errors import ClusterError
 from tests.actors.tinyspace import TinySpace
 
 DATA = load_dataset(DataSettings(limit=600))
@@ -139,6 +140,13 @@ def test_weights_are_shared_by_workers_written_by_none_and_outlive_the_actor(sta
         assert found[i].accuracy == evaluator.accuracy(row) and found[i].weights_version == 1 and not found[i].error
     for name, array in ray.get(reference).items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
+def test_an_actor_that_cannot_start_says_why_in_one_sentence(ray_local: None, tmp_path: Path) -> None:
+    alone(tmp_path, TinySpace(norm=False), 1)
+    with pytest.raises(ClusterError, match="cannot start .*belongs to tiny.*use another run name") as caught:
+        SupernetService(TinySpace(), DATA.train, PREPROCESSING, settings(), tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_evaluator_does_not_write_into_the_object_store(ray_local: None) -> None:
