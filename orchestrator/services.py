@@ -25,6 +25,7 @@ from actors.trainer import ProxyEvaluatorFactory, ProxySettings
 from orchestrator.accuracy import Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.cluster import device_claims, total_cpus, usable_cores
 from orchestrator.config import Config
+from orchestrator.controllers.catalogue import check_controller_options, controller_class
 from orchestrator.sources import read_table
 from orchestrator.store import RunStore
 from searchspaces.space import SearchSpace
@@ -97,7 +98,8 @@ class Services:
         """How many architectures are trained at once."""
         if recipe.workers != "auto":
             return recipe.workers
-        by_cpu = (usable_cores() if self._local else total_cpus() - 1) // recipe.cpus
+        learners = controller_cpus(self._config)
+        by_cpu = (usable_cores() if self._local else total_cpus() - 1 - learners) // recipe.cpus
         gpus = ray.cluster_resources().get("GPU", 0)
         return max(1, min(by_cpu, int(gpus / recipe.gpus)) if recipe.gpus else by_cpu)
 
@@ -156,13 +158,19 @@ class Services:
     def _spare_cpus(self) -> int:
         if self._local:
             return usable_cores()  # the other services idle during the search
-        return max(1, total_cpus() - self._config.supernet.cpus * self._config.supernet.workers - 1)
+        supernet = self._config.supernet
+        return max(1, total_cpus() - supernet.cpus * supernet.workers - controller_cpus(self._config) - 1)
 
 
 def slots_needed(config: Config) -> int:
-    """Ray CPUs that all services of a run hold at once: measuring, supernet, rollouts, and one to spare."""
+    """Ray CPUs that all of a run holds at once: measuring, supernet, rollouts, a learning controller, one to spare."""
     rollouts = usable_cores() if config.search.rollouts == "auto" else config.search.rollouts
-    return 2 + config.supernet.cpus * config.supernet.workers + rollouts
+    return 2 + config.supernet.cpus * config.supernet.workers + rollouts + controller_cpus(config)
+
+
+def controller_cpus(config: Config) -> int:
+    name, options = config.controller.name, config.controller.options
+    return controller_class(name).cpus(check_controller_options(name, options))
 
 
 def knowledge_folder(accuracy: TrainingAccuracy, store: RunStore) -> Path:

@@ -144,6 +144,14 @@ class Controller(ABC):
         None: it has no scalar reward."""
         return None
 
+    @classmethod
+    def cpus(cls, settings: Any) -> int:
+        """CPUs of the cluster that it holds while it learns, beside the driver's; `settings` as for the constructor."""
+        return 0
+
+    def close(self) -> None:  # noqa: B027 (most controllers hold nothing)
+        """Gives back what it holds on the cluster; nothing is proposed or observed after it."""
+
     def metrics(self) -> dict[str, float]:
         """Scalars worth a plot (losses, entropy, rank correlation), for TensorBoard and the report. The report draws
         `trained`, `trusted` (samples so far), `reward_mean` and `reward_best` against `iteration` where it finds them.

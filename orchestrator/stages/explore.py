@@ -5,6 +5,7 @@ so a run that is killed anywhere replays the record into a fresh controller and 
 """
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -21,6 +22,11 @@ from orchestrator.warmstart import earlier_runs, with_latencies
 
 def explore(run: RunContext) -> None:
     controller = replayed_controller(run)
+    with contextlib.closing(controller):
+        _explore(run, controller)
+
+
+def _explore(run: RunContext, controller: Controller) -> None:
     evaluations = run.config.search.evaluations
     run.progress.stage("search", total=evaluations, done=run.store.trials.rows)
     rollouts = run.services.rollouts()

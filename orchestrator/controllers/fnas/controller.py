@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,8 @@ class Fnas(TrialAnswers):
         inputs = self.space.features(self.space.canonical(self.space.extremes())).shape[1]
         self._critic = Critic(inputs, self.task.seed, s.critic.form, s.critic.members, s.critic.hidden)
         self._buffer = ExperienceBuffer(s.buffer.size, s.buffer.eviction, s.buffer.temperature)
+        # What is known to be over the largest budget is never trained.
+        self._allowed = partial(within, self.task, budget_ms=max(self.task.budgets_ms))
         self._sampler = Sampler(self.space, s.critic, self._critic, self._allowed)
         self._inbox: deque[Observation] = deque()      # observed, not yet learnt from
         self._queue: deque[Sample] = deque()           # to be proposed
@@ -101,6 +104,13 @@ class Fnas(TrialAnswers):
 
     def metrics(self) -> dict[str, float]:
         return dict(self._metrics)
+
+    @classmethod
+    def cpus(cls, settings: FnasSettings) -> int:
+        return settings.policy.num_learners
+
+    def close(self) -> None:
+        self._learner.close()
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {f"policy.{k}": v for k, v in self._learner.state_dict().items()}
@@ -234,10 +244,6 @@ class Fnas(TrialAnswers):
         return first + to_train[:len(to_train) - len(first)]
 
     # --- inside ------------------------------------------------------------------------------------------------------
-
-    def _allowed(self, tokens_NT: Tokens) -> NDArray[np.bool_]:
-        """bool[N]: what is known to be over the largest budget is never trained."""
-        return within(self.task, tokens_NT, max(self.task.budgets_ms))
 
     def _note(self, loss: dict[str, float], fresh_mean: float) -> None:
         doubts, errors = np.array(self._watched).reshape(-1, 2).T

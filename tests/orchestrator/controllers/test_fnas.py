@@ -1,16 +1,20 @@
 """FNAS as a whole: the contract, replay, what is trained and what is trusted, late results, earlier runs."""
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
+from orchestrator.config import parse_config
 from orchestrator.conformance import SyntheticLatency, check_controller, synthetic_trials
 from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.controller import EarlierRun, Observation, Task
 from orchestrator.controllers.fnas.controller import Fnas
+from orchestrator.services import slots_needed
 from searchspaces.errors import ConfigError
 from searchspaces.nasbench201 import NasBench201
 
@@ -64,6 +68,34 @@ def test_replay_rebuilds_policy_critic_and_buffer() -> None:
     for key, value in ours.items():
         assert np.array_equal(np.asarray(value), np.asarray(theirs[key])), key
     assert original.metrics() == pytest.approx(rebuilt.metrics(), nan_ok=True)
+
+
+def test_a_forgotten_controller_gives_its_learner_back_at_once() -> None:
+    """A cycle would keep it, and its room on a cluster, until a garbage collection happens to come."""
+    controller = fnas()
+    search(controller, 12)
+    learner = weakref.ref(controller._learner)
+    gc.disable()
+    try:
+        del controller
+        assert learner() is None
+    finally:
+        gc.enable()
+
+
+def test_closing_ends_the_learner() -> None:
+    controller = fnas()
+    search(controller, 12)
+    release = controller._learner._release
+    assert release.alive
+    controller.close()
+    assert not release.alive
+
+
+def test_learners_count_as_cpus_of_the_run() -> None:
+    alone, three = (parse_config({"controller": {"name": "fnas", "policy": {"num_learners": n}}}, "test")
+                    for n in (0, 3))
+    assert slots_needed(three) == slots_needed(alone) + 3
 
 
 def test_the_critic_saves_trainings_and_the_cap_holds() -> None:
