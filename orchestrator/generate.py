@@ -59,10 +59,10 @@ def generate_models(name: str, budgets_ms: Sequence[float], *, runs: Path = Path
     with Progress(console, title=f"paretoray {store.name}") as progress:
         progress.stage("deliver", total=len(budgets_ms))
         candidates = handover.candidates(answers, fallbacks(store, space))
-        for budget_ms in sorted(budgets_ms):
+        for budget_ms, options in sorted(zip(budgets_ms, answers), key=lambda pair: pair[0]):
             chosen = candidates
             if config.accuracy.source != "supernet":
-                chosen = handover.finalists([budget_ms], candidates)
+                chosen = handover.finalists([budget_ms], candidates, [options] if controller.ranks_finalists else None)
             entries += handover.deliver([budget_ms], chosen)
             record_entries(store, entries[-1:])
             progress.advance(1)

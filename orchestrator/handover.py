@@ -104,6 +104,12 @@ def shortlist(budgets_ms: Sequence[float], candidates: Sequence[Candidate],
     return [ranked_under(budget_ms, candidates, settings.margin)[:settings.alternatives] for budget_ms in budgets_ms]
 
 
+def in_order(chosen: Sequence[Candidate], arch_ids: Sequence[str], limit_ms: float) -> list[Candidate]:
+    """Candidates for one budget in the order of `arch_ids`, the others behind; those over `limit_ms` stay last."""
+    rank = {arch_id: i for i, arch_id in enumerate(arch_ids)}
+    return sorted(chosen, key=lambda c: (c.latency_ms > limit_ms, rank.get(c.arch_id, len(rank))))
+
+
 class HandOver:
     """Delivers models of one run into `run_dir`/models. `lineage` goes into every sidecar (run, weights version)."""
 
@@ -137,13 +143,20 @@ class HandOver:
         return [Candidate(self.space.canonical(rows[a][None])[0], a, known[a], ms, predicted.get(a, ms))
                 for a, ms in measured.items() if a in known]
 
-    def finalists(self, budgets_ms: Sequence[float], candidates: Sequence[Candidate]) -> list[Candidate]:
+    def finalists(self, budgets_ms: Sequence[float], candidates: Sequence[Candidate],
+                  answers: Sequence[Sequence[Answer]] | None = None) -> list[Candidate]:
         """The shortlists of all budgets, each architecture once, with the validation accuracy of its final weights.
+        `answers`, one list per budget, is the order of a controller that ranks finalists itself.
 
         A budget none of whose candidates has final weights keeps its first one, which is trained when its turn comes.
         The fastest candidate always stays, as the end of what can be reached. Both rank behind all that have weights.
         """
         lists = shortlist(budgets_ms, candidates, self.settings)
+        if answers is not None:
+            lists = [in_order(ranked_under(budget_ms, candidates, self.settings.margin),
+                              [self.space.arch_id(answer.tokens) for answer in options],
+                              budget_ms * (1 - self.settings.margin))[:self.settings.alternatives]
+                     for budget_ms, options in zip(budgets_ms, answers, strict=True)]
         distinct = {c.arch_id: c for chosen in lists for c in chosen}
         if not distinct:
             return list(candidates)

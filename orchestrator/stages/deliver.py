@@ -27,7 +27,7 @@ def deliver(run: RunContext) -> None:
     answers = controller.generate(run.budgets_ms, settings.alternatives)
     candidates = handover.candidates(answers, fallbacks(run.store, run.space))
     if run.config.accuracy.source != "supernet":
-        candidates = handover.finalists(run.budgets_ms, candidates)
+        candidates = handover.finalists(run.budgets_ms, candidates, answers if controller.ranks_finalists else None)
         run.progress.stage("deliver", total=len(run.budgets_ms), done=0)
     entries: list[Delivered] = []
     for entry in handover.deliver(run.budgets_ms, candidates):

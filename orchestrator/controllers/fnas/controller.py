@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from scipy.stats import spearmanr
 
 from orchestrator.controllers.baselines.answers import TrialAnswers, within
-from orchestrator.controllers.controller import EarlierRun, Observation, Proposal
+from orchestrator.controllers.controller import Answer, EarlierRun, Observation, Proposal
 from orchestrator.controllers.fnas.batch import Sample, Sampler
 from orchestrator.controllers.fnas.critic import Critic
 from orchestrator.controllers.fnas.experience import Experience, ExperienceBuffer, staleness
@@ -40,9 +40,11 @@ Floats = NDArray[np.float64]
 
 
 class Fnas(TrialAnswers):
-    """See the module docstring. Answers with the best trained architectures, which the hand-over retrains [S4 6.2]."""
+    """See the module docstring. Answers with the best trained architectures by reward around the budget, which the
+    hand-over retrains [S4 6.2]."""
 
     uses_earlier_runs = True
+    ranks_finalists = True
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -96,11 +98,33 @@ class Fnas(TrialAnswers):
 
     def reward(self, tokens_NT: Tokens, accuracy_N: Floats, latency_ms_N: Floats) -> Floats:
         """R float64[N] (Eq. 2)."""
+        return self._reward(tokens_NT, accuracy_N, latency_ms_N, self._target)
+
+    def generate(self, budgets_ms: Sequence[float], alternatives: int = 1) -> list[list[Answer]]:
+        """Trained architectures at or under each budget by their reward, best first, the fastest if there is none. The
+        target T of a reward of latency is the budget; multiply-adds keep their own. `score` is the reward."""
+        if not self.trials:
+            return super().generate(budgets_ms, alternatives)
+        tokens_NT = np.stack([trial.tokens for trial in self.trials])
+        accuracy_N = np.array([trial.accuracy for trial in self.trials])
+        latency_ms_N = np.array([trial.latency_ms for trial in self.trials])
+        answers = []
+        for budget_ms in map(float, budgets_ms):
+            target = budget_ms if self.settings.reward.cost == "latency" else self._target
+            rewards_N = self._reward(tokens_NT, accuracy_N, latency_ms_N, target)
+            order = np.lexsort((latency_ms_N, -rewards_N))
+            under = order[latency_ms_N[order] <= budget_ms][:alternatives]
+            rows = under if len(under) else [int(latency_ms_N.argmin())]
+            answers.append([Answer(budget_ms, tokens_NT[i], float(latency_ms_N[i]), float(accuracy_N[i]),
+                                   float(rewards_N[i]), observed=True, feasible=bool(len(under))) for i in rows])
+        return answers
+
+    def _reward(self, tokens_NT: Tokens, accuracy_N: Floats, latency_ms_N: Floats, target: float) -> Floats:
         s = self.settings.reward
         if s.form == "accuracy":
             return np.asarray(accuracy_N, dtype=np.float64)
         cost_N = latency_ms_N if s.cost == "latency" else self.space.cost(tokens_NT)[0].astype(np.float64)
-        return np.asarray(mnasnet(accuracy_N, cost_N, self._target, *EXPONENTS[s.form], s.floor))
+        return np.asarray(mnasnet(accuracy_N, cost_N, target, *EXPONENTS[s.form], s.floor))
 
     def metrics(self) -> dict[str, float]:
         return dict(self._metrics)

@@ -221,6 +221,42 @@ def test_reward_of_multiply_adds() -> None:
         fnas(reward={"cost": "madds"})
 
 
+def answers(trials: list[tuple[float, float]], budgets_ms: list[float], alternatives: int,
+            **reward: Any) -> list[list[tuple[float, float, bool]]]:
+    """(accuracy, score, feasible) of the answers to trials of (accuracy, ms), which are the space's cheapest cells."""
+    controller = fnas(reward=reward)
+    rows = SPACE.canonical(SPACE.sample_uniform(np.random.default_rng(0), 50))
+    rows = rows[np.unique(SPACE.cost(rows)[0], return_index=True)[1]][:len(trials)]  # ascending multiply-adds
+    controller.observe([Observation(row, *trial) for row, trial in zip(rows, trials, strict=True)])
+    return [[(a.accuracy, pytest.approx(a.score), a.feasible) for a in options]
+            for options in controller.generate(budgets_ms, alternatives)]
+
+
+def test_finalists_are_the_best_by_reward_at_each_budget_and_never_over_it() -> None:
+    """Half the latency is worth five per cent: 0.80 at 4 ms is better than 0.81 at 8 ms, for a budget of 8 or more."""
+    trials = [(0.80, 4.0), (0.81, 8.0), (0.90, 8.1), (0.70, 3.9), (0.79, 4.0)]
+    eight, tight, none = answers(trials, [8.0, 4.0, 1.0], 3)
+    assert eight == [(0.80, 0.80 * 0.5 ** -0.07, True), (0.79, 0.79 * 0.5 ** -0.07, True), (0.81, 0.81, True)]
+    assert tight == [(0.80, 0.80, True), (0.79, 0.79, True), (0.70, 0.70 * 0.975 ** -0.07, True)]
+    assert [feasible for _, _, feasible in none] == [False] and none[0][0] == 0.70
+    hard, = answers(trials, [8.0], 2, form="hard")
+    assert [accuracy for accuracy, _, _ in hard] == [0.81, 0.80]
+    plain, = answers(trials, [8.0], 2, form="accuracy")
+    assert [accuracy for accuracy, _, _ in plain] == [0.81, 0.80]
+
+
+def test_finalists_of_a_reward_of_multiply_adds_keep_its_target() -> None:
+    """The third cell has more multiply-adds than the target allows: being the fastest does not help it."""
+    rows = SPACE.canonical(SPACE.sample_uniform(np.random.default_rng(0), 50))
+    madds = np.unique(SPACE.cost(rows)[0])[:4].astype(float)
+    target = float(madds[1])
+    found, = answers([(0.5, 5.0), (0.6, 7.0), (0.65, 1.0), (0.9, 9.0)], [8.0], 3, form="hard", cost="madds",
+                     target=target)
+    worth = {0.6: 0.6, 0.5: 0.5, 0.65: 0.65 * target / madds[2]}
+    assert worth[0.65] < 0.6, "or the order would be that of the accuracies"
+    assert [(accuracy, score) for accuracy, score, _ in found] == sorted(worth.items(), key=lambda pair: -pair[1])
+
+
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ConfigError, match="has no option 'critic.membres'; did you mean 'members'"):
         fnas(critic={"membres": 3})
