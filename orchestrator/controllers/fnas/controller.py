@@ -154,10 +154,16 @@ class Fnas(TrialAnswers):
             self._iterate()
 
     def _iterate(self) -> None:
-        while len(self._outstanding) <= self.settings.in_flight and not self._exhausted:
+        while len(self._outstanding) <= self.settings.in_flight and not self._exhausted and not self._waits_for_late:
             if self._ready:
                 self._update()
             self._draw()
+
+    @property
+    def _waits_for_late(self) -> bool:
+        """Staleness is bounded: no update makes an outstanding sample older than `max_staleness` updates."""
+        oldest = min((sample.version for sample in self._outstanding.values()), default=self._updates)
+        return self._updates - oldest >= self.settings.max_staleness
 
     def _draw(self) -> None:
         """Steps 1 and 2."""
@@ -221,7 +227,7 @@ class Fnas(TrialAnswers):
                                     weights_n * correction_N[len(fresh):]])
         fresh_mean = float(rewards_N[:len(fresh)].mean())
         baseline = fresh_mean if self._baseline is None else self._baseline
-        advantages_N = advantages(rewards_N, baseline)
+        advantages_N = advantages(rewards_N, self._baselines(fresh, len(batch), baseline))
         entropy_weight = s.policy.entropy_start + progress * (s.policy.entropy_end - s.policy.entropy_start)
         loss = self._learner.update(tokens_NT, advantages_N, weights_N, entropy_weight, log_old_NT)
         self._baseline = moving_mean(baseline, fresh_mean, s.policy.baseline_decay)
@@ -231,6 +237,16 @@ class Fnas(TrialAnswers):
         self._updates += 1
         self._critic.fit(s.critic.steps if s.critic.use else 0)
         self._note(loss, fresh_mean)
+
+    def _baselines(self, fresh: Sequence[Sample], size: int, mean: float) -> Floats:
+        """float64[N]: the moving mean, or (`baseline: critic`) what V said before a sample was trained. A trusted
+        sample's reward is V itself, so a batch with one keeps the mean; so does what V has learnt from already."""
+        baseline_N = np.full(size, mean)
+        if self.settings.policy.baseline == "critic" and all(sample.kind != "trusted" for sample in fresh):
+            for i, sample in enumerate(fresh):
+                if sample.kind == "trained" and sample.predicted is not None:
+                    baseline_N[i] = sample.predicted
+        return baseline_N
 
     # --- transfer ----------------------------------------------------------------------------------------------------
 
@@ -282,7 +298,7 @@ class Fnas(TrialAnswers):
             "buffer": float(len(self._buffer)), "late": float(len(self._outstanding)), **loss}
 
 
-def advantages(rewards_N: Floats, baseline: float) -> Floats:
+def advantages(rewards_N: Floats, baseline: float | Floats) -> Floats:
     """(R - b) / (std(R) + 1e-3), clipped to +-3: free of the reward's scale (section 3)."""
     return np.clip((rewards_N - baseline) / (rewards_N.std() + DEVIATION_FLOOR), -ADVANTAGE_CLIP, ADVANTAGE_CLIP)
 

@@ -159,6 +159,52 @@ def test_late_results_are_corrected_not_dropped(monkeypatch: pytest.MonkeyPatch)
     assert 0.1 <= corrected[0][corrected[0] != 1][0] <= 2.0
 
 
+def test_staleness_is_bounded() -> None:
+    """One training of the first batch never comes back; its policy may grow three updates old, no more."""
+    controller = fnas(in_flight=6, max_staleness=3, evaluations=300)
+    late, *others = controller.propose(6)
+    controller.observe(trials_of(others))
+    for _ in range(20):
+        if not (proposals := controller.propose(20)):
+            break
+        controller.observe(trials_of(proposals))
+    assert not proposals and controller.metrics()["iteration"] == 3
+    controller.observe([Observation(late.tokens, float("nan"), float("nan"), "lost")])
+    assert controller.propose(20), "a failed training is not waited for"
+    assert controller.metrics()["iteration"] > 3
+
+
+def test_the_critic_is_a_baseline_only_where_nothing_was_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trusted sample's reward is V: with V as baseline its advantage would be zero."""
+    controller = fnas(policy={"baseline": "critic"}, critic={"quantile": 0.3})
+    plain = fnas(critic={"quantile": 0.3})
+    update, given, seen = controller._learner.update, controller._baselines, []
+
+    def noting(fresh: Any, size: int, mean: float) -> Any:
+        seen.append((list(fresh), mean))
+        return given(fresh, size, mean)
+
+    def checking(tokens_NT: Any, advantages_N: Any, *rest: Any) -> dict[str, float]:
+        fresh, mean = seen[-1]
+        rewards_N = np.array([sample.reward for sample in fresh])
+        trusted = any(sample.kind == "trusted" for sample in fresh)
+        wanted_N = np.array([mean if trusted or sample.predicted is None or sample.kind == "known"
+                             else sample.predicted for sample in fresh])
+        kinds["trusted" if trusted else "critic"] += int((np.abs(wanted_N - mean) > 1e-9).any() or trusted)
+        signs = np.sign(rewards_N - wanted_N)
+        assert (np.sign(advantages_N[:len(fresh)]) == signs).all()
+        return update(tokens_NT, advantages_N, *rest)
+
+    kinds = {"trusted": 0, "critic": 0}
+    monkeypatch.setattr(controller, "_baselines", noting)
+    monkeypatch.setattr(controller._learner, "update", checking)
+    search(controller, 60)
+    assert min(kinds.values()) >= 2, "both kinds of batches came up"
+    search(plain, 60)
+    mean_only = plain._baselines(seen[-1][0], 12, 0.25)
+    assert mean_only.tolist() == [0.25] * 12
+
+
 class OneAnswer:
     """A policy that has collapsed: it samples one architecture only."""
 
