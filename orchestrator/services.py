@@ -7,17 +7,19 @@ them. The driver owns that object, because what an actor owns dies with it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayError
 
 from actors.data import Augmentation, Preprocessing, Splits, calibration_images
 from actors.evaluator import Evaluator, SupernetEvaluatorFactory
 from actors.knowledge import KnowledgeService
+from actors.knowledgerules import GateSettings
 from actors.latency import LatencyPool, LatencyPoolSettings
 from actors.rollout import PoolSettings, RolloutPool
 from actors.supernet import SupernetService, SupernetSettings
@@ -26,6 +28,7 @@ from orchestrator.accuracy import Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.cluster import device_claims, total_cpus, usable_cores
 from orchestrator.config import Config
 from orchestrator.controllers.catalogue import check_controller_options, controller_class
+from orchestrator.controllers.controller import Proposal
 from orchestrator.sources import read_table
 from orchestrator.store import RunStore
 from searchspaces.space import SearchSpace
@@ -76,10 +79,15 @@ class Services:
                 self._rollouts.set_weights(*self._supernet_service().publish())
         return self._rollouts
 
-    def begin_batch(self) -> None:
-        """The next trainings belong together: all of them start warm, or none."""
-        if self._knowledge is not None:
-            self._knowledge.actor.begin_batch.remote()
+    def begin_batches(self, proposals: Sequence[Proposal]) -> None:
+        """The trainings of a batch belong together: all of them start warm, or none. To be called before they are
+        submitted, and waited for: they may ask for their start at once."""
+        batches = {p.batch: [q.tokens for q in proposals if q.batch == p.batch]
+                   for p in proposals if p.batch is not None}
+        if self._knowledge is not None and batches:
+            begun = [self._knowledge.actor.begin_batch.remote(batch, np.stack(rows)) for batch, rows in batches.items()]
+            with contextlib.suppress(RayError):  # without its answer trainings start cold
+                ray.get(begun, timeout=KNOWLEDGE_TIME_OUT_S)
 
     def knowledge_statistics(self) -> dict[str, float]:
         """What the knowledge pool says of itself; {} without one, or where it does not answer."""
@@ -133,7 +141,8 @@ class Services:
         if self._knowledge is None and accuracy.knowledge != "off":
             self._knowledge = KnowledgeService(
                 knowledge_folder(accuracy, self._store), self._space, accuracy.epochs,
-                gate_file=self._store.path / "checkpoints" / "knowledge.json", name=f"knowledge-{self._store.name}")
+                accuracy.knowledge_mb, self._store.path / "checkpoints" / "knowledge.json",
+                f"knowledge-{self._store.name}", GateSettings(accuracy.knowledge_window, accuracy.knowledge_hits))
         return ProxyEvaluatorFactory(
             self._space, ray.put(self._splits.train), self._preprocessing,
             ray.put(self._preprocessing.prepare(self._splits.val)), proxy_settings(self._config, accuracy.epochs),

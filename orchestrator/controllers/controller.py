@@ -62,10 +62,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Proposal:
-    """An architecture worth evaluating; `budget_ms` is the budget it was proposed for, None for exploration."""
+    """An architecture worth evaluating; `budget_ms` is the budget it was proposed for, None for exploration. Results of
+    one `batch` are compared with each other, so they should come about alike; numbers ascend, None: none of them."""
 
     tokens: Tokens
     budget_ms: float | None = None
+    batch: int | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from orchestrator.batchlog import BatchLog
 from orchestrator.context import POLL_S, Leaders, RunContext
 from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.controller import Controller, Proposal, Task
@@ -32,7 +33,7 @@ def _explore(run: RunContext, controller: Controller) -> None:
     rollouts = run.services.rollouts()
     in_flight: dict[int, Proposal] = {}
     ticket = 0
-    history = MetricsHistory(run, controller)
+    history, batches = MetricsHistory(run, controller), BatchLog(run.store)
     while (done := run.store.trials.rows) < evaluations:
         run.stop.check()
         room = min(rollouts.capacity, evaluations - done - len(in_flight))
@@ -44,13 +45,16 @@ def _explore(run: RunContext, controller: Controller) -> None:
         fresh = dict(enumerate(proposals, start=ticket))
         ticket += len(proposals)
         in_flight |= fresh
+        run.services.begin_batches(proposals)
         rollouts.submit([(number, proposal.tokens) for number, proposal in fresh.items()])
         run.metrics.in_flight(len(in_flight))
         finished = rollouts.collect(timeout_s=POLL_S)
         trials = record_trials(run, [(in_flight.pop(int(str(number))), result) for number, result in finished],
                                controller)
         controller.observe([observation(trial) for trial in trials])
+        batches.add(trials, in_flight.values())
         _show(run, trials)
+    batches.add([], [])
     if statistics := run.services.knowledge_statistics():
         run.store.event("knowledge", **statistics)
     run.progress.stage("learn from all trials")
@@ -88,8 +92,6 @@ class MetricsHistory:
         metrics = {name: float(value) for name, value in self._controller.metrics().items() if math.isfinite(value)}
         if metrics == self._last:
             return
-        if metrics.get("iteration") != self._last.get("iteration"):
-            self._run.services.begin_batch()  # what is proposed from here on is the next batch
         self._last = metrics
         trials = self._run.store.trials.rows
         self._run.store.event("controller", trials=trials, **metrics)

@@ -89,8 +89,8 @@ class Fnas(TrialAnswers):
 
     def propose(self, n: int) -> list[Proposal]:
         self._advance()
-        return [Proposal(self.space.canonical(self._queue.popleft().tokens_T[None])[0])
-                for _ in range(min(n, len(self._queue)))]
+        samples = [self._queue.popleft() for _ in range(min(n, len(self._queue)))]
+        return [Proposal(self.space.canonical(s.tokens_T[None])[0], batch=s.batch) for s in samples]
 
     def observe(self, trials: Sequence[Observation]) -> None:
         super().observe(trials)
@@ -173,6 +173,8 @@ class Fnas(TrialAnswers):
         taken = self._failed | self._outstanding.keys()
         batch = self._sampler.draw(self._learner.policy, self._updates, self._rewards, taken, size, rng)
         to_train = self._with_recommended(batch.to_train)
+        for sample in to_train:
+            sample.batch = self._batches
         self._batches += 1
         self._queue.extend(to_train)
         self._outstanding |= {sample.key: sample for sample in to_train}
