@@ -39,11 +39,16 @@ class Recipe(BaseModel):
 
 class TrainingAccuracy(Recipe):
     """Every architecture is trained for `epochs`. `knowledge`: a pool of trained blocks that initialises new models
-    (off; own: in the run folder; or the path of a pool that several runs share)."""
+    (off; own: in the run folder; or the path of a pool that several runs share). Models start cold until
+    `knowledge_hits` of the last `knowledge_window` blocks asked for had a close enough match there."""
 
     source: Literal["training"] = "training"
     epochs: int = Field(1, ge=1)
     knowledge: str = Field("off", description="off, own, or the path of a pool shared by several runs")
+    knowledge_mb: float = Field(2000, gt=0, description="the pool's largest size on disk; its oldest blocks go")
+    knowledge_window: int = Field(200, ge=1, description="blocks asked for last that decide whether the pool is used")
+    knowledge_hits: float = Field(0.99, gt=0, le=1, description="share of them that must have a close match; 0.99 as "
+                                                                "printed")
 
 
 class TableAccuracy(Recipe):

@@ -20,6 +20,7 @@ from orchestrator.datasets import DataSettings
 from searchspaces.errors import ConfigError
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+RETRAINED_FINALISTS = 10
 MILLISECONDS = {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3}
 
 
@@ -157,7 +158,8 @@ class SearchSettings(Section):
 class DeliverySettings(Section):
     """What happens to a chosen architecture before it is handed over."""
 
-    alternatives: int = Field(6, ge=1, le=100, description="candidates measured per budget before one is chosen")
+    alternatives: int = Field(6, ge=1, le=100, description="candidates measured per budget before one is chosen; "
+                                                           "default 10 where they are retrained from scratch")
     fine_tune_epochs: int = Field(10, ge=0, description="from the supernet's weights (accuracy: supernet)")
     fine_tune_learning_rate: float = Field(0.05, gt=0)
     retrain_epochs: int = Field(60, ge=1, description="from scratch, of all alternatives (other accuracy sources)")
@@ -233,6 +235,13 @@ class Config(Section):
     def labels(self) -> list[str]:
         """Of the targets, in order."""
         return [target.label for target in self.targets]
+
+    @model_validator(mode="after")
+    def _ten_finalists(self) -> Config:
+        """[S4 6.2]: without shared weights the ten best are retrained, and the best of those is handed over."""
+        if self.accuracy.source != "supernet" and "alternatives" not in self.delivery.model_fields_set:
+            self.delivery = self.delivery.model_copy(update={"alternatives": RETRAINED_FINALISTS})
+        return self
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -61,6 +61,12 @@ def shortlist(budgets_ms: Sequence[float], candidates: Sequence[Candidate],
     return [ranked_under(budget_ms, candidates, settings.margin)[:settings.alternatives] for budget_ms in budgets_ms]
 
 
+def in_order(chosen: Sequence[Candidate], arch_ids: Sequence[str], limit_ms: float) -> list[Candidate]:
+    """Candidates for one budget in the order of `arch_ids`, the others behind; those over `limit_ms` stay last."""
+    rank = {arch_id: i for i, arch_id in enumerate(arch_ids)}
+    return sorted(chosen, key=lambda c: (c.latency_ms > limit_ms, rank.get(c.arch_id, len(rank))))
+
+
 def refuse_missed(entries: Sequence[Delivered]) -> None:
     """BudgetError with every reason where a budget got no model."""
     missed = [entry.reason for entry in entries if not entry.feasible]

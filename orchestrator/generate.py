@@ -62,10 +62,10 @@ def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | Non
     with Progress(console, title=f"paretoray {store.name}") as progress:
         progress.stage("deliver", total=len(budgets_ms))
         candidates = handover.candidates(answers, fallbacks(store, space, goal))
-        for budget_ms in sorted(budgets_ms):
+        for budget_ms, options in sorted(zip(budgets_ms, answers), key=lambda pair: pair[0]):
             chosen = candidates
             if config.accuracy.source != "supernet":
-                chosen = handover.finalists([budget_ms], candidates)
+                chosen = handover.finalists([budget_ms], candidates, [options] if controller.ranks_finalists else None)
             entries += handover.deliver([budget_ms], chosen)
             record_entries(store, entries[-1:], config)
             progress.advance(1)

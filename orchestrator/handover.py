@@ -29,7 +29,7 @@ from actors.data import Preprocessing, Splits
 from actors.targets.target import LatencySample
 from orchestrator.config import DeliverySettings
 from orchestrator.controllers.controller import Answer
-from orchestrator.delivered import Candidate, Delivered, shortlist
+from orchestrator.delivered import Candidate, Delivered, in_order, ranked_under, shortlist
 from orchestrator.exported import check_parity, file_accuracy
 from orchestrator.goals import Goal
 from orchestrator.store import read_json, write_atomically, write_json
@@ -111,13 +111,20 @@ class HandOver:
         latency_N = self.goal.latency_ms(by_target)
         return {arch_id: float(ms) for arch_id, ms in zip(rows, latency_N, strict=True) if np.isfinite(ms)}
 
-    def finalists(self, budgets_ms: Sequence[float], candidates: Sequence[Candidate]) -> list[Candidate]:
+    def finalists(self, budgets_ms: Sequence[float], candidates: Sequence[Candidate],
+                  answers: Sequence[Sequence[Answer]] | None = None) -> list[Candidate]:
         """The shortlists of all budgets, each architecture once, with the validation accuracy of its final weights.
+        `answers`, one list per budget, is the order of a controller that ranks finalists itself.
 
         A budget none of whose candidates has final weights keeps its first one, which is trained when its turn comes.
         The fastest candidate always stays, as the end of what can be reached. Both rank behind all that have weights.
         """
         lists = shortlist(budgets_ms, candidates, self.settings)
+        if answers is not None:
+            lists = [in_order(ranked_under(budget_ms, candidates, self.settings.margin),
+                              [self.space.arch_id(answer.tokens) for answer in options],
+                              budget_ms * (1 - self.settings.margin))[:self.settings.alternatives]
+                     for budget_ms, options in zip(budgets_ms, answers, strict=True)]
         distinct = {c.arch_id: c for chosen in lists for c in chosen}
         if not distinct:
             return list(candidates)

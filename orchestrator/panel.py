@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,15 @@ class Panel:
             for proposal in self.controllers[at].propose(math.ceil((n - len(wanted)) / left)):
                 if proposal.tokens.tobytes() not in self._pending:
                     self._pending.add(proposal.tokens.tobytes())
-                    wanted.append((self.goals[at].label, proposal))
+                    wanted.append((self.goals[at].label, self._numbered(proposal, at)))
         self._turn = (self._turn + 1) % len(self.goals)
         return wanted
+
+    def _numbered(self, proposal: Proposal, at: int) -> Proposal:
+        """Batches of different controllers are different ones."""
+        if proposal.batch is None:
+            return proposal
+        return replace(proposal, batch=proposal.batch * len(self.goals) + at)
 
     def observe(self, trials: Sequence[Trial]) -> None:
         """Recorded trials in the order of the log."""
@@ -74,6 +81,10 @@ class Panel:
             return self.controllers[0].metrics()
         return {f"{goal.label}/{name}": value for goal, controller in zip(self.goals, self.controllers)
                 for name, value in controller.metrics().items()}
+
+    def close(self) -> None:
+        for controller in self.controllers:
+            controller.close()
 
     def state_dicts(self) -> dict[str, dict[str, Any]]:
         """By label of the goal."""

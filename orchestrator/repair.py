@@ -5,6 +5,8 @@ looked at here. Everything follows from the recorded trials and latencies, and f
 """
 from __future__ import annotations
 
+import contextlib
+
 from actors.supernet import newest_version
 from orchestrator.context import RunContext, intact_state, state_name
 from orchestrator.goals import target_state
@@ -26,7 +28,8 @@ def repair(run: RunContext) -> None:
     names = [state_name("controller", goal.label, run.config) for goal in run.goals]
     if any(intact_state(run.store, name) is None for name in names):
         run.progress.note("the controller's state is damaged or missing: it learns again from all trials")
-        learn_and_save(run, replayed_panel(run))
+        with contextlib.closing(replayed_panel(run)) as panel:
+            learn_and_save(run, panel)
 
 
 def _weights(run: RunContext) -> None:

@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayError
 
 from actors.data import Augmentation, Preprocessing, Splits, calibration_images
 from actors.evaluator import Evaluator, SupernetEvaluatorFactory
 from actors.knowledge import KnowledgeService
+from actors.knowledgerules import GateSettings
 from actors.latency import LatencyPool, LatencyPoolSettings
 from actors.rollout import PoolSettings, RolloutPool
 from actors.supernet import SupernetService, SupernetSettings
@@ -26,6 +28,8 @@ from actors.trainer import ProxyEvaluatorFactory, ProxySettings
 from orchestrator.accuracy import Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.cluster import device_claims, total_cpus, usable_cores
 from orchestrator.config import Config
+from orchestrator.controllers.catalogue import check_controller_options, controller_class
+from orchestrator.controllers.controller import Proposal
 from orchestrator.goals import target_state
 from orchestrator.sources import read_table
 from orchestrator.store import RunStore
@@ -82,10 +86,15 @@ class Services:
                     version=self._store.state()["weights_version"]))
         return self._rollouts
 
-    def begin_batch(self) -> None:
-        """The next trainings belong together: all of them start warm, or none."""
-        if self._knowledge is not None:
-            self._knowledge.actor.begin_batch.remote()
+    def begin_batches(self, proposals: Sequence[Proposal]) -> None:
+        """The trainings of a batch belong together: all of them start warm, or none. To be called before they are
+        submitted, and waited for: they may ask for their start at once."""
+        batches = {p.batch: [q.tokens for q in proposals if q.batch == p.batch]
+                   for p in proposals if p.batch is not None}
+        if self._knowledge is not None and batches:
+            begun = [self._knowledge.actor.begin_batch.remote(batch, np.stack(rows)) for batch, rows in batches.items()]
+            with contextlib.suppress(RayError):  # without its answer trainings start cold
+                ray.get(begun, timeout=KNOWLEDGE_TIME_OUT_S)
 
     def knowledge_statistics(self) -> dict[str, float]:
         """What the knowledge pool says of itself; {} without one, or where it does not answer."""
@@ -104,7 +113,8 @@ class Services:
         """How many architectures are trained at once."""
         if recipe.workers != "auto":
             return recipe.workers
-        by_cpu = (usable_cores() if self._local else total_cpus() - 1) // recipe.cpus
+        learners = controller_cpus(self._config)
+        by_cpu = (usable_cores() if self._local else total_cpus() - 1 - learners) // recipe.cpus
         gpus = ray.cluster_resources().get("GPU", 0)
         return max(1, min(by_cpu, int(gpus / recipe.gpus)) if recipe.gpus else by_cpu)
 
@@ -138,7 +148,8 @@ class Services:
         if self._knowledge is None and accuracy.knowledge != "off":
             self._knowledge = KnowledgeService(
                 knowledge_folder(accuracy, self._store), self._space, accuracy.epochs,
-                gate_file=self._store.path / "checkpoints" / "knowledge.json", name=f"knowledge-{self._store.name}")
+                accuracy.knowledge_mb, self._store.path / "checkpoints" / "knowledge.json",
+                f"knowledge-{self._store.name}", GateSettings(accuracy.knowledge_window, accuracy.knowledge_hits))
         return ProxyEvaluatorFactory(
             self._space, ray.put(self._splits.train), self._preprocessing,
             ray.put(self._preprocessing.prepare(self._splits.val)), proxy_settings(self._config, accuracy.epochs),
@@ -163,7 +174,8 @@ class Services:
     def _spare_cpus(self) -> int:
         if self._local:
             return usable_cores()  # the other services idle during the search
-        return max(1, total_cpus() - self._config.supernet.cpus * self._config.supernet.workers - 1)
+        supernet = self._config.supernet
+        return max(1, total_cpus() - supernet.cpus * supernet.workers - controller_cpus(self._config) - 1)
 
 
 def _overlap(wanted: Sequence[Claim], held: Sequence[Claim]) -> bool:
@@ -178,9 +190,14 @@ def _overlap(wanted: Sequence[Claim], held: Sequence[Claim]) -> bool:
 
 
 def slots_needed(config: Config) -> int:
-    """Ray CPUs that all services of a run hold at once: measuring, supernet, rollouts, and one to spare."""
+    """Ray CPUs that all of a run holds at once: measuring, supernet, rollouts, a learning controller, one to spare."""
     rollouts = usable_cores() if config.search.rollouts == "auto" else config.search.rollouts
-    return 2 + config.supernet.cpus * config.supernet.workers + rollouts
+    return 2 + config.supernet.cpus * config.supernet.workers + rollouts + controller_cpus(config)
+
+
+def controller_cpus(config: Config) -> int:
+    name, options = config.controller.name, config.controller.options
+    return controller_class(name).cpus(check_controller_options(name, options))
 
 
 def knowledge_folder(accuracy: TrainingAccuracy, store: RunStore) -> Path:

@@ -31,7 +31,8 @@ def deliver(run: RunContext) -> None:
         answers = controller.generate(goal.budgets_ms, settings.alternatives)
         candidates = handover.candidates(answers, fallbacks(run.store, run.space, goal))
         if run.config.accuracy.source != "supernet":
-            candidates = handover.finalists(goal.budgets_ms, candidates)
+            candidates = handover.finalists(goal.budgets_ms, candidates,
+                                            answers if controller.ranks_finalists else None)
             run.progress.stage(title, total=len(goal.budgets_ms), done=0)
         for entry in handover.deliver(goal.budgets_ms, candidates):
             run.stop.check()

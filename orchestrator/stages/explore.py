@@ -5,11 +5,13 @@ so a run that is killed anywhere replays the record into a fresh controller and 
 """
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from orchestrator.batchlog import BatchLog
 from orchestrator.context import POLL_S, Leaders, RunContext, save_state, state_name
 from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.controller import Proposal, Task
@@ -22,13 +24,17 @@ from orchestrator.warmstart import earlier_runs, with_latencies
 
 
 def explore(run: RunContext) -> None:
-    panel = replayed_panel(run)
+    with contextlib.closing(replayed_panel(run)) as panel:
+        _explore(run, panel)
+
+
+def _explore(run: RunContext, panel: Panel) -> None:
     evaluations = run.config.search.evaluations
     run.progress.stage("search", total=evaluations, done=run.store.trials.rows)
     rollouts = run.services.rollouts()
     in_flight: dict[int, tuple[str, Proposal]] = {}
     ticket = 0
-    history = MetricsHistory(run, panel)
+    history, batches = MetricsHistory(run, panel), BatchLog(run.store)
     while (done := run.store.trials.rows) < evaluations:
         run.stop.check()
         room = min(rollouts.capacity, evaluations - done - len(in_flight))
@@ -40,13 +46,16 @@ def explore(run: RunContext) -> None:
         fresh = dict(enumerate(proposals, start=ticket))
         ticket += len(proposals)
         in_flight |= fresh
+        run.services.begin_batches([proposal for _, proposal in proposals])
         rollouts.submit([(number, proposal.tokens) for number, (_, proposal) in fresh.items()])
         run.metrics.in_flight(len(in_flight))
         finished = [(*in_flight.pop(int(str(number))), result) for number, result in rollouts.collect(timeout_s=POLL_S)]
         trials = record_trials(run, [(proposal, result) for _, proposal, result in finished], panel,
                                [label for label, _, _ in finished])
         panel.observe(trials)
+        batches.add(trials, [proposal for _, proposal in in_flight.values()])
         _show(run, trials)
+    batches.add([], [])
     if statistics := run.services.knowledge_statistics():
         run.store.event("knowledge", **statistics)
     learn_and_save(run, panel)
@@ -94,8 +103,6 @@ class MetricsHistory:
         metrics = {name: float(value) for name, value in self._panel.metrics().items() if math.isfinite(value)}
         if metrics == self._last:
             return
-        if metrics.get("iteration") != self._last.get("iteration"):
-            self._run.services.begin_batch()  # what is proposed from here on is the next batch
         self._last = metrics
         trials = self._run.store.trials.rows
         self._run.store.event("controller", trials=trials, **metrics)

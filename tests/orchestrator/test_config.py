@@ -46,6 +46,16 @@ def test_mistakes_are_named(raw: dict[str, object], message: str) -> None:
     assert "mine.yaml" in str(error.value)
 
 
+def test_ten_finalists_are_retrained_and_six_fine_tuned_unless_told_otherwise(tmp_path: Path) -> None:
+    for accuracy, delivery, expected in (("supernet", {}, 6), ("training", {}, 10), ("training", {"margin": 0.1}, 10),
+                                         ("training", {"alternatives": 6}, 6)):
+        config = parse_config({"accuracy": accuracy, "delivery": delivery}, "test")
+        assert config.delivery.alternatives == expected
+        (tmp_path / "again.yaml").write_text(dump_config(config))
+        assert load_config(tmp_path / "again.yaml") == config
+    assert Config().delivery.alternatives == 6
+
+
 def test_overrides(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("space: mobilenetv3-s16\n")
     config = load_config(tmp_path / "c.yaml", ["supernet.epochs=3", "space={name: mobilenetv3, width: 1.2}",

@@ -150,6 +150,19 @@ def test_finalists_are_each_budgets_best_ranked_by_their_final_weights(tmp_path:
     assert ranked_under(5.0, finals, 0.02)[0].arch_id == names[1]
 
 
+def test_a_controller_that_ranks_finalists_decides_what_is_retrained(tmp_path: Path) -> None:
+    """Its order comes before the accuracies of the search; what does not fit the budget is not retrained for it."""
+    names = [SPACE.arch_id(row) for row in ROWS]
+    found = candidates([1, 2, 2.1, 4], [0.6, 0.7, 0.8, 0.9])
+    maker = handover(Bench({}, {}, final=dict.fromkeys(names, 0.5)), tmp_path)
+    maker.settings = maker.settings.model_copy(update={"alternatives": 2})
+    order = [Answer(2.5, ROWS[i], 1.0, 0.5, 0.5, observed=True, feasible=True) for i in (3, 0, 1)]
+    retrained = [c.arch_id for c in maker.finalists([2.5], found, [order]) if c.accuracy == 0.5]
+    assert retrained == [names[0], names[1]]
+    retrained = [c.arch_id for c in maker.finalists([2.5], found, [order[:2]]) if c.accuracy == 0.5]
+    assert retrained == [names[0], names[2]], "the others fill up, most accurate first"
+
+
 def test_a_budget_without_final_weights_keeps_its_most_promising(tmp_path: Path) -> None:
     names = [SPACE.arch_id(row) for row in ROWS]
     found = candidates([1, 2, 2.1, 4], [0.6, 0.7, 0.8, 0.9])
