@@ -1,6 +1,6 @@
 """What the C++ runner measures beside what the CPU target measures from Python, for the same networks on one core.
 
-    python -m tests.benchmarks.runner                      # about two minutes
+    python -m tests.benchmarks.runner                      # a minute or two on a quiet machine
     python -m tests.benchmarks.runner --networks 6 --visits 2
 
 Both visit every network in turn, `--visits` times, with the same reference network, drops and clock (thread CPU time).
