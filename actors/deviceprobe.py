@@ -52,8 +52,9 @@ class DeviceProbe:
 
 def look_at_all(looks: Sequence[Look], shape: tuple[int, ...], timeout_s: float) -> list[Seen]:
     """All at once, each by a worker on its node; after `timeout_s` the silent ones are given up. No worker is left."""
+    worker: Any = ray.remote(DeviceProbe)
     # no CPU: a node whose slots are all taken can still be looked at
-    probes = [ray.remote(DeviceProbe).options(**{**each.actor, "num_cpus": 0}).remote() for each in looks]
+    probes = [worker.options(**{**each.actor, "num_cpus": 0}).remote() for each in looks]
     calls = [probe.look.remote(each.kind, each.options, shape) for probe, each in zip(probes, looks)]
     try:
         ready = set(ray.wait(calls, num_returns=len(calls), timeout=timeout_s)[0]) if calls else set()

@@ -181,5 +181,5 @@ class Device:
         self._created += 1
         options = {"name": f"{self.name}-{self._created}", "namespace": NAMESPACE, "num_cpus": 1, "max_restarts": -1,
                    "max_task_retries": 0, **self._options}
-        worker: Any = ray.remote(concurrency_groups={GROUP: 1})(LatencyWorker)
+        worker: Any = ray.remote(concurrency_groups={GROUP: 1})(LatencyWorker)  # type: ignore[call-overload]
         return worker.options(**options).remote(*self._arguments)
