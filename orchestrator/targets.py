@@ -48,7 +48,7 @@ if TYPE_CHECKING:       # they import Ray, which is done late
     from actors.latencystatus import WorkerStatus
 
 EXAMPLE_SHAPE = (3, 32, 32)
-IDENTITY_WIDTH = 22     # "onnx_cpu-" and 12 digits in one piece
+DEVICE_WIDTH = 24       # "onnx_cpu-" and 12 digits in one piece
 PROBE_TIMEOUT_S = 30.0
 STATUS_TIMEOUT_S = 5.0
 IN_USE = f"taken by other work than measuring, or by a latency worker that did not answer within {STATUS_TIMEOUT_S:g} s"
@@ -97,7 +97,7 @@ def targets_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Fits 120 columns; what is longer folds, nothing is cut off."""
     table = Table(box=SIMPLE_HEAD)
     for title in ("kind", "device", "node", "health"):
-        table.add_column(title, overflow="fold", min_width=IDENTITY_WIDTH if title == "device" else None)
+        table.add_column(title, overflow="fold", width=DEVICE_WIDTH if title == "device" else None)
     table.add_column("state", no_wrap=True)
     for title in ("queue", "measured", "last", "drift"):
         table.add_column(title, no_wrap=True, justify="right")
