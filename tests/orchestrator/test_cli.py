@@ -106,8 +106,8 @@ def test_measure_writes_and_continues_a_table(tmp_path: Path) -> None:
 
 def test_targets() -> None:
     rows = json.loads(paretoray("targets", "--json").stdout)
-    assert rows[0]["target"] == "onnx_cpu"
-    assert rows[0]["health"] == "ok"
+    assert [(row["kind"], row["device"], row["state"], row["health"]) for row in rows
+            if row["kind"] == "onnx_cpu"] == [("onnx_cpu", "latency_cpu", "idle", "ok")]
 
 
 def test_check_certifies_and_refuses(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_check_certifies_and_refuses(tmp_path: Path) -> None:
 
 def test_help_teaches() -> None:
     text = paretoray("--help").stdout
-    for name in ("search", "resume", "generate", "measure", "targets", "report", "runs", "check"):
+    for name in ("search", "resume", "generate", "measure", "targets", "worker", "report", "runs", "check"):
         assert name in text
 
 
