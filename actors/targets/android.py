@@ -16,6 +16,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -220,7 +221,7 @@ class AndroidTarget(LatencyTarget):
         todo = list(range(len(handles)))
         while todo:
             batch = [handles[index] for index in todo]
-            before, outcomes, after, load = self._phone.persistently(lambda batch=batch: self._look_and_call(batch))
+            outcomes, after, load = self._phone.persistently(partial(self._look_and_call, batch))
             for index, outcome in zip(todo, outcomes):
                 if isinstance(outcome, str):
                     raise TargetError(f"phone {self._phone.serial} cannot run the network: {outcome}")
@@ -230,14 +231,14 @@ class AndroidTarget(LatencyTarget):
         duration_s = (time.monotonic() - started) / len(handles)
         return [self._sample(progress, started_at, duration_s) for progress in every]
 
-    def _look_and_call(self, handles: Sequence[PushedModel]) -> tuple[State, list[Outcome], State, float]:
+    def _look_and_call(self, handles: Sequence[PushedModel]) -> tuple[list[Outcome], State, float]:
         before = self._cool()
         self._push([self._reference, *handles])
         started = time.monotonic()
         outcomes = self._call(handles, self._plan)
         own_s = (time.monotonic() - started) * self._plan.threads
         after = look(self._phone)
-        return before, outcomes, after, foreign_load(before, after, own_s)
+        return outcomes, after, foreign_load(before, after, own_s)
 
     def _call(self, handles: Sequence[PushedModel], plan: Plan) -> list[Outcome]:
         """One runner call. LinkLost where it did not end, TargetError where the runner failed."""
