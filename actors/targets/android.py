@@ -10,23 +10,20 @@ model and the cores, a sample's details the serial and the state of the phone.
 """
 from __future__ import annotations
 
-import hashlib
 import logging
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
-import onnx
-
-from actors.targets.android_adb import PREFIX, Server, Serials, allowed, offered_serials, only
+from actors.targets.android_adb import PREFIX, Serials, Server, allowed, offered_serials, only
 from actors.targets.android_device import Phone
-from actors.targets.android_runners import Outcome, Plan, Timings, make_runner
+from actors.targets.android_files import MODELS, bounded, digest, program, program_folder, with_batch
+from actors.targets.android_rounds import Progress, without_cold
+from actors.targets.android_runners import Outcome, Plan, make_runner
 from actors.targets.android_state import State, choose_cores, describe, foreign_load, look, mask
-from actors.targets.pairing import Protocol, Rounds, Visit, enough, median_stderr, percentile_25
+from actors.targets.pairing import Protocol, percentile_25
 from actors.targets.reference import graph_hash, reference_graph
 from actors.targets.target import Claim, Health, LatencySample, LatencyTarget, TargetIdentity, Workload
 from searchspaces import plugins
@@ -34,9 +31,7 @@ from searchspaces.errors import ConfigError, ParetorayError, TargetError
 from searchspaces.onnxgraph import to_onnx
 
 log = logging.getLogger(__name__)
-FOLDER = "/data/local/tmp/paretoray"
 QUIET_ROUNDS = 10
-DISCARDS = 3            # of a network's rounds because the reference drifted
 KEPT_FILES = 64         # models that stay on the phone
 START_S = 15.0          # of a runner call, beside `time_out_s` per network
 GRACE_S = 5.0           # that the phone has to end a runner by itself
@@ -50,20 +45,6 @@ class PushedModel:
 
     path: str
     content: bytes = field(repr=False)
-
-
-@dataclass
-class Progress:
-    """Rounds of one network so far; `state` is the phone's after the last call."""
-
-    timings: list[Timings] = field(default_factory=list)
-    discarded: int = 0
-    load: float = 0.0
-    state: State | None = None
-
-    def visit(self) -> Visit:
-        return Visit(tuple(ms for part in self.timings for ms in part.candidate_ms),
-                     tuple(ms for part in self.timings for ms in part.reference_ms))
 
 
 class AndroidTarget(LatencyTarget):
@@ -84,32 +65,31 @@ class AndroidTarget(LatencyTarget):
                  reconnect_s: float = 15.0, adb_host: str | None = None, adb_port: int | None = None,
                  protocol: Protocol | None = None) -> None:
         if min(threads, batch, per_call) < 1:
-            raise ConfigError(f"target android: threads is {threads}, batch {batch} and per_call {per_call}; all must be "
-                              "at least 1")
+            raise ConfigError(f"target android: threads is {threads}, batch {batch} and per_call {per_call}; all must "
+                              "be at least 1")
         if min(max_drift, time_out_s, reconnect_s) <= 0 or cooling_s < 0:
             raise ConfigError(f"target android: max_drift is {max_drift:g}, time_out_s {time_out_s:g}, reconnect_s "
-                              f"{reconnect_s:g} and cooling_s {cooling_s:g}; cooling_s may be 0, the others must be more")
+                              f"{reconnect_s:g} and cooling_s {cooling_s:g}; only cooling_s may be 0, none below")
         self._runner = make_runner(adapter, batch, converter)
         self._convert = plugins.load_object(converter) if converter is not None else None
         self._protocol = protocol or Protocol()
         self._batch, self._per_call, self._time_out_s = batch, per_call, time_out_s
         self._max_battery_c, self._cooling_s, self._max_drift = max_battery_c, cooling_s, max_drift
         server = Server.of(adb_host, adb_port)
-        program = _program(runner, libraries)
+        self._program = program(runner, libraries)
         graph = reference_graph(input_shape[0], input_shape[1])
         self._phone = Phone(server, only(serial, server), reconnect_s)
         self._present: dict[str, int] = {}      # files on the phone -> the phone's recoveries when they were checked
         self._reference = self._file(to_onnx(graph, batch=batch).SerializeToString())
         self._cores: list[int] = []
-        self._plan = Plan(f"{_folder(program)}/runner", self._reference.path, (), self._protocol.warm_up,
+        self._plan = Plan(f"{program_folder(self._program)}/runner", self._reference.path, (), self._protocol.warm_up,
                           self._protocol.least_rounds, self._protocol.small_runs, threads, batch, tuple(input_shape),
                           cores == "big")
-        self._program = program
         device, runtime, quiet_ms = self._phone.persistently(lambda: self._set_up(cores, reference_ms is None))
         self._reference_ms = quiet_ms if reference_ms is None else reference_ms
         if self._reference_ms >= self._protocol.small_ms:
             self._plan = replace(self._plan, runs=self._protocol.candidate_runs)
-        self._identity = TargetIdentity("android", device, runtime or f"{adapter} {_digest(program['runner'])}",
+        self._identity = TargetIdentity("android", device, runtime or f"{adapter} {digest(self._program['runner'])}",
                                         self._runner.precision, threads, batch, tuple(input_shape), graph_hash(graph))
 
     @classmethod
@@ -155,7 +135,7 @@ class AndroidTarget(LatencyTarget):
 
     def close(self) -> None:
         """Removes our models from the phone, if it is there."""
-        models = [path for path in self._present if path.startswith(f"{FOLDER}/models/")]
+        models = [path for path in self._present if path.startswith(f"{MODELS}/")]
         self._present = {}
         if models and not self._phone.server.trouble(self._phone.serial):
             try:
@@ -170,7 +150,7 @@ class AndroidTarget(LatencyTarget):
             return to_onnx(workload.graph, batch=self._batch).SerializeToString()
         if workload.onnx is None:
             raise TargetError("target android needs a graph or the bytes of an ONNX file, and got neither")
-        return _with_batch(workload.onnx, self._batch)
+        return with_batch(workload.onnx, self._batch)
 
     def _file(self, content: bytes) -> PushedModel:
         if self._convert is not None:
@@ -180,7 +160,7 @@ class AndroidTarget(LatencyTarget):
                 raise
             except Exception as error:      # a user's function may raise anything, and means this network
                 raise TargetError(f"the converter failed with {type(error).__name__}: {error}") from error
-        return PushedModel(f"{FOLDER}/models/{_digest(content)}.{self._runner.suffix}", content)
+        return PushedModel(f"{MODELS}/{digest(content)}.{self._runner.suffix}", content)
 
     def _push(self, handles: Sequence[PushedModel]) -> None:
         """Files not checked since the phone last came back."""
@@ -201,9 +181,9 @@ class AndroidTarget(LatencyTarget):
         """Device, runtime and quiet reference time; leaves the runner and the reference network on the phone."""
         name, _ = describe(self._phone)
         self._cores = choose_cores(cores, look(self._phone).highest(), self._plan.threads)
-        folder = _folder(self._program)
+        folder = program_folder(self._program)
         self._phone.push({f"{folder}/{file}": content for file, content in self._program.items()}, 0o755)
-        self._phone.shell(["find", f"{FOLDER}/models", "-mtime", "+1", "-exec", "rm", "-f", "{}", "+"])
+        self._phone.shell(["find", MODELS, "-mtime", "+1", "-exec", "rm", "-f", "{}", "+"])
         self._push([self._reference])
         pinned = ("taskset", mask(self._cores)) if self._cores else ()
         self._plan = replace(self._plan, prefix=("env", f"LD_LIBRARY_PATH={folder}", *pinned))
@@ -211,13 +191,14 @@ class AndroidTarget(LatencyTarget):
         outcome = self._call([self._reference], replace(self._plan, rounds=QUIET_ROUNDS if quiet else 1))[0]
         if isinstance(outcome, str):
             raise TargetError(f"the runner on phone {self._phone.serial} cannot time the reference network: {outcome}")
-        quartiles = [percentile_25(self._kept(ms)) for ms in (*outcome.reference_ms, *outcome.candidate_ms)]
+        rounds = (*outcome.reference_ms, *outcome.candidate_ms)
+        quartiles = [percentile_25(without_cold(ms, self._protocol) if outcome.single else ms) for ms in rounds]
         where = f", cores {','.join(map(str, self._cores))}" if self._cores else ""
         return name + where, outcome.runtime, percentile_25(quartiles)
 
     def _measure_batch(self, handles: Sequence[PushedModel]) -> list[LatencySample]:
         started_at, started = time.time(), time.monotonic()
-        every = [Progress() for _ in handles]
+        every = [Progress(self._phone.serial, self._protocol, self._max_drift) for _ in handles]
         todo = list(range(len(handles)))
         while todo:
             batch = [handles[index] for index in todo]
@@ -225,11 +206,13 @@ class AndroidTarget(LatencyTarget):
             for index, outcome in zip(todo, outcomes):
                 if isinstance(outcome, str):
                     raise TargetError(f"phone {self._phone.serial} cannot run the network: {outcome}")
-                self._take_in(every[index], outcome, load, after)
+                every[index].take_in(outcome, self._identity.runtime, load, after)
             elapsed_s = (time.monotonic() - started) / len(handles)
-            todo = [index for index in todo if not enough(every[index].visit().ratios, self._protocol, elapsed_s)]
+            todo = [index for index in todo if not every[index].enough(elapsed_s)]
         duration_s = (time.monotonic() - started) / len(handles)
-        return [self._sample(progress, started_at, duration_s) for progress in every]
+        where = {"serial": self._phone.serial, "recoveries": self._phone.recoveries}
+        return [progress.sample(self._identity, self._reference_ms, self._cores, where, started_at, duration_s)
+                for progress in every]
 
     def _look_and_call(self, handles: Sequence[PushedModel]) -> tuple[list[Outcome], State, float]:
         before = self._cool()
@@ -241,10 +224,10 @@ class AndroidTarget(LatencyTarget):
         return outcomes, after, foreign_load(before, after, own_s)
 
     def _call(self, handles: Sequence[PushedModel], plan: Plan) -> list[Outcome]:
-        """One runner call. LinkLost where it did not end, TargetError where the runner failed."""
+        """One runner call. LinkError where it did not end, TargetError where the runner failed."""
         paths = [handle.path for handle in handles]
         limit_s = START_S + self._time_out_s * len(handles)
-        answer = self._phone.shell(_bounded(self._runner.command(plan, paths), limit_s), limit_s + GRACE_S)
+        answer = self._phone.shell(bounded(self._runner.command(plan, paths), limit_s), limit_s + GRACE_S)
         if answer.code != 0:
             said = (answer.err or answer.out).strip().splitlines() or ["it said nothing"]
             late = f", the time-out is {limit_s:g} s" if answer.code in (124, 137) else ""
@@ -258,93 +241,7 @@ class AndroidTarget(LatencyTarget):
         while heat := (state := look(self._phone)).heat(self._max_battery_c):
             left_s = end - time.monotonic()
             if left_s <= 0:
-                raise TargetError(f"phone {self._phone.serial} is too hot to measure after waiting {self._cooling_s:g} s "
-                                  f"(cooling_s): {heat}")
+                raise TargetError(f"phone {self._phone.serial} is too hot to measure after waiting {self._cooling_s:g} "
+                                  f"s (cooling_s): {heat}")
             time.sleep(min(COOL_POLL_S, left_s))
         return state
-
-    def _take_in(self, progress: Progress, timings: Timings, load: float, state: State) -> None:
-        """Keeps the rounds, or discards them where the reference drifted; TargetError after too many of those."""
-        if timings.single:
-            timings = replace(timings, candidate_ms=self._all_kept(timings.candidate_ms),
-                              reference_ms=self._all_kept(timings.reference_ms))
-        if timings.runtime not in ("", self._identity.runtime):
-            raise TargetError(f"the runner now says {timings.runtime}, not {self._identity.runtime}")
-        drift = Visit(timings.candidate_ms, timings.reference_ms).drift
-        if drift <= self._max_drift:
-            progress.timings.append(timings)
-            progress.load, progress.state = load, state
-            return
-        progress.discarded += 1
-        log.info("phone %s: rounds discarded, the reference drifted by %.1f %%", self._phone.serial, 100 * drift)
-        if progress.discarded > DISCARDS:
-            raise TargetError(f"the reference network drifted by {drift:.0%} on phone {self._phone.serial} in "
-                              f"{progress.discarded} calls, above max_drift {self._max_drift:.0%}; close what runs on "
-                              "the phone, cool it, or raise max_drift")
-
-    def _sample(self, progress: Progress, started_at: float, duration_s: float) -> LatencySample:
-        visit, state, last = progress.visit(), progress.state, progress.timings[-1]
-        assert state is not None
-        details = {**last.details, "serial": self._phone.serial, "cores": self._cores,
-                   "clocks_khz": state.clock_details(self._cores), "thermal_status": state.thermal_status,
-                   "battery_c": state.battery_c, "calls": len(progress.timings), "discarded": progress.discarded,
-                   "recoveries": self._phone.recoveries}
-        return LatencySample(
-            self._identity.target_id, visit.ratio * self._reference_ms, self._reference_ms, visit.ratio,
-            median_stderr(visit.ratios), len(visit.ratios), visit.drift, progress.load, visit.candidate_ms,
-            visit.reference_ms, started_at, duration_s, details)
-
-    def _all_kept(self, rounds: Rounds) -> Rounds:
-        return tuple(self._kept(timings) for timings in rounds)
-
-    def _kept(self, timings: tuple[float, ...]) -> tuple[float, ...]:
-        """Without the cold runs after a switch of network; more of them for a small one."""
-        p = self._protocol
-        drop = p.small_drop if percentile_25(timings) < p.small_ms else p.candidate_drop
-        return timings[min(drop, len(timings) - 1):]
-
-
-def _bounded(command: str, limit_s: float) -> str:
-    """Ends what an earlier call left running, then runs the command for at most `limit_s`, whatever the link does.
-
-    Only a process of this folder is ended: a phone reuses process numbers.
-    """
-    pid = f"{FOLDER}/pid"
-    only_one = "exec " if "\n" not in command else ""
-    return (f"p=$(cat {pid} 2>/dev/null) && grep -q {FOLDER} /proc/$p/cmdline 2>/dev/null && "
-            f"{{ pkill -9 -P $p; kill -9 $p; }}; "
-            f"timeout -s KILL {limit_s:.0f} sh -c {shlex.quote(f'echo $$ > {pid}; {only_one}{command}')}")
-
-
-def _program(runner: str, libraries: Sequence[str]) -> dict[str, bytes]:
-    """File name on the phone -> content."""
-    files = {}
-    for name, path in [("runner", Path(runner)), *((Path(library).name, Path(library)) for library in libraries)]:
-        if not path.is_file():
-            raise ConfigError(f"target android: {path} is not a file; runner and libraries are files of this machine, "
-                              "built for the phone's processor (docs/android.md)")
-        files[name] = path.read_bytes()
-    return files
-
-
-def _folder(program: Mapping[str, bytes]) -> str:
-    return f"{FOLDER}/{_digest(b''.join(name.encode() + content for name, content in sorted(program.items())))}"
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _with_batch(content: bytes, batch: int) -> bytes:
-    """The file with a free first dimension fixed. TargetError where it is no ONNX file or made for another batch."""
-    try:
-        model = onnx.load_model_from_string(content)
-    except Exception as error:      # protobuf's own family
-        raise TargetError("the network is not an ONNX file") from error
-    for value in model.graph.input:
-        first = value.type.tensor_type.shape.dim[0] if value.type.tensor_type.shape.dim else None
-        if first is not None and not first.HasField("dim_value"):
-            first.dim_value = batch
-        elif first is not None and first.dim_value != batch:
-            raise TargetError(f"the network is made for batch {first.dim_value}, this target measures batch {batch}")
-    return bytes(model.SerializeToString()) if model.graph.input else content

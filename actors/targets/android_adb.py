@@ -67,11 +67,10 @@ class Server:
             phones = self.phones()
         except TargetError as error:
             return str(error)
-        if not phones:
-            return ("adb knows no phone; switch on USB debugging and plug one in, or run `adb connect HOST:PORT`, until "
-                    "`adb devices` shows it")
         if serial not in phones:
-            return f"phone {serial} is not attached; adb knows {', '.join(sorted(phones))}"
+            known = ', '.join(sorted(phones)) or 'no phone'
+            return (f"phone {serial} is not attached; adb knows {known}; plug it in with USB debugging on, or run `adb "
+                    "connect HOST:PORT`, until `adb devices` shows it")
         state = phones[serial]
         if state == "device":
             return ""
@@ -122,8 +121,11 @@ def only(serial: Serials, server: Server) -> str:
         return check_serial(serial[0])
     phones = server.phones()
     found = allowed(serial, [name for name, state in phones.items() if state == "device"] or list(phones))
+    if not found and serial is not None and serial != "all":
+        raise TargetError(server.trouble(serial[0]))
     if not found:
-        raise TargetError(server.trouble(serial[0] if serial and serial != "all" else ""))
+        raise TargetError("adb knows no phone; switch on USB debugging and plug one in, or run `adb connect HOST:PORT` "
+                          "until `adb devices` shows it")
     if len(found) > 1:
         raise ConfigError(f"one process measures one phone and {', '.join(found)} are meant; set the target's option "
                           "serial to one of them")

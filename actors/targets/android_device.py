@@ -2,7 +2,7 @@
 
 A link can end at any byte and then looks like an empty answer with exit code 0 or like silence. So every call has a
 deadline, a shell command is done only when its exit code arrived, a file is there only when its sha256 on the phone is
-the right one, and whatever else happened is a `LinkLost`, after which `persistently` takes the link down, up and tries
+the right one, and whatever else happened is a `LinkError`, after which `persistently` takes the link down, up and tries
 again. Words of a command are quoted; nothing that comes from outside is ever put into a command as it is.
 """
 from __future__ import annotations
@@ -35,7 +35,7 @@ END = "paretoray-exit:"     # of a command of the old shell protocol, which has 
 T = TypeVar("T")
 
 
-class LinkLost(TargetError):
+class LinkError(TargetError):
     """The phone did not answer, or not to the end; another attempt may work."""
 
 
@@ -60,7 +60,7 @@ class Phone:
         self._v2: bool | None = None
 
     def shell(self, command: Sequence[str] | str, time_out_s: float = SHELL_S) -> Answer:
-        """Runs words, or a text made of quoted words. LinkLost where no exit code came within `time_out_s`."""
+        """Runs words, or a text made of quoted words. LinkError where no exit code came within `time_out_s`."""
         text = command if isinstance(command, str) else shlex.join(command)
         deadline = _Deadline(time_out_s, f"phone {self.serial} did not finish a command")
         if self._v2 is None:
@@ -75,14 +75,14 @@ class Phone:
         """Standard output; TargetError where the exit code is not 0."""
         answer = self.shell(command, time_out_s)
         if answer.code != 0:
-            raise TargetError(f"phone {self.serial} cannot {purpose}: {_last_line(answer.err or answer.out)} (exit code "
-                              f"{answer.code})")
+            raise TargetError(f"phone {self.serial} cannot {purpose}: {_last_line(answer.err or answer.out)} (exit "
+                              f"code {answer.code})")
         return answer.out
 
     def push(self, files: Mapping[str, bytes], mode: int = 0o644) -> int:
         """Makes every absolute path hold its bytes; the number of files sent, because right ones are not sent again.
 
-        TargetError where the phone refuses (disk full), LinkLost where the link ends or a file arrives damaged.
+        TargetError where the phone refuses (disk full), LinkError where the link ends or a file arrives damaged.
         """
         wanted = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
         present = self._digests(list(wanted))
@@ -97,8 +97,8 @@ class Phone:
             arrived = self._digests(list(parts.values()))
             damaged = [path for path in missing if arrived.get(parts[path]) != wanted[path]]
             if damaged:
-                raise LinkLost(f"{damaged[0]} arrived damaged on phone {self.serial}")
-        except LinkLost:
+                raise LinkError(f"{damaged[0]} arrived damaged on phone {self.serial}")
+        except LinkError:
             raise
         except TargetError:
             self.shell(["rm", "-f", *parts.values()])       # they would keep a full disk full
@@ -108,7 +108,8 @@ class Phone:
         return len(missing)
 
     def reconnect(self) -> None:
-        """Down, up, and wait for state `device`. LinkLost, with the phone's state, where it does not come back."""
+        """Down, up, and wait for state `device`. LinkError, with the state it was in, where it does not come back."""
+        was = self.server.trouble(self.serial)
         self.recoveries += 1
         self._v2 = None
         deadline = time.monotonic() + self._reconnect_s
@@ -118,8 +119,10 @@ class Phone:
                 trouble = self.server.trouble(self.serial)
                 if not trouble:
                     return
-                if time.monotonic() > deadline or "authorised" in trouble:
+                if "authorised" in trouble:
                     raise self._lost(trouble)
+                if time.monotonic() > deadline:
+                    raise LinkError(was or trouble)
                 time.sleep(0.1)
 
     def persistently(self, step: Callable[[], T]) -> T:
@@ -129,7 +132,7 @@ class Phone:
                 if attempt > 1:
                     self.reconnect()
                 return step()
-            except LinkLost as error:
+            except LinkError as error:
                 log.warning("phone %s, attempt %d of %d: %s", self.serial, attempt, ATTEMPTS, error)
                 if attempt == ATTEMPTS:
                     raise TargetError(f"{error} (given up after {ATTEMPTS} attempts)") from error
@@ -179,7 +182,7 @@ class Phone:
 
     @contextmanager
     def _link(self, what: str) -> Iterator[None]:
-        """Everything that a broken link can raise becomes LinkLost, with the phone's state where that says why."""
+        """Everything that a broken link can raise becomes LinkError, with the phone's state where that says why."""
         try:
             yield
         except TargetError:
@@ -191,7 +194,7 @@ class Phone:
     @staticmethod
     def _lost(why: str) -> TargetError:
         """A phone that waits for somebody to confirm a prompt is not tried again."""
-        return TargetError(why) if why.startswith("phone") and "authorised" in why else LinkLost(why)
+        return TargetError(why) if why.startswith("phone") and "authorised" in why else LinkError(why)
 
 
 class _Deadline:
@@ -203,7 +206,7 @@ class _Deadline:
     def left_s(self) -> float:
         left_s = self._end - time.monotonic()
         if left_s <= 0:
-            raise LinkLost(self._what)
+            raise LinkError(self._what)
         return left_s
 
     def hold(self, connection: socket.socket) -> socket.socket:
@@ -214,7 +217,7 @@ class _Deadline:
         try:
             return self.hold(connection).recv(size)
         except TimeoutError as error:
-            raise LinkLost(self._what) from error
+            raise LinkError(self._what) from error
 
 
 def _exactly(connection: socket.socket, size: int, deadline: _Deadline) -> bytes:

@@ -7,8 +7,8 @@
     benchncnn              ncnn param   the least of its runs           no, as above
 
 A `command` is one shell text for a whole batch; every part that comes from outside is quoted. `read` turns what it
-printed into an outcome per model: timings, or one sentence why there are none. `Unfinished` means that the output as a
-whole does not count: a batch counts with exit code 0, its last line, and one result per model.
+printed into an outcome per model: timings, or one sentence why there are none. `UnfinishedError` means that the output
+as a whole does not count: a batch counts with exit code 0, its last line, and one result per model.
 """
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.targets.android_device import LinkLost
+from actors.targets.android_device import LinkError
 from actors.targets.pairing import Rounds
 from searchspaces.errors import ConfigError
 
 EXCERPT = 120
 
 
-class Unfinished(LinkLost):
+class UnfinishedError(LinkError):
     """A batch without its end: the link, the runner or the phone ended early."""
 
 
@@ -95,12 +95,12 @@ class ParetorayRunner(Runner):
         lines = [line for line in output.splitlines() if line.strip()]
         answers = [_object(line) for line in lines]
         if not answers or answers[-1] != {"done": len(models)}:
-            raise Unfinished(f"the runner's output does not end with {{\"done\": {len(models)}}} but with "
+            raise UnfinishedError(f"the runner's output does not end with {{\"done\": {len(models)}}} but with "
                              f"{_excerpt(lines[-1] if lines else '')}")
         found = {str(answer["model"]): answer for answer in answers[:-1] if answer is not None and "model" in answer}
         missing = [model for model in models if model not in found]
         if missing:
-            raise Unfinished(f"the runner printed no line for {missing[0]}")
+            raise UnfinishedError(f"the runner printed no line for {missing[0]}")
         return [self._outcome(found[model], plan) for model in models]
 
     def _outcome(self, answer: dict[str, Any], plan: Plan) -> Outcome:
@@ -108,8 +108,8 @@ class ParetorayRunner(Runner):
             return _sentence(answer["error"])
         rounds = [_rounds(answer.get(key), plan) for key in ("candidate_ms", "reference_ms")]
         if rounds[0] is None or rounds[1] is None or not isinstance(answer.get("runtime"), str):
-            raise Unfinished(f"the runner's line for {answer['model']} lacks {plan.rounds} rounds of {plan.runs} positive "
-                             "timings, or its runtime")
+            raise UnfinishedError(f"the runner's line for {answer['model']} lacks {plan.rounds} rounds of {plan.runs} "
+                             "positive timings, or its runtime")
         details = {key: answer.get(key) for key in ("clock", "affinity", "temperature_c")}
         return Timings(rounds[0], rounds[1], True, answer["runtime"], {**details, "statistic": "25th percentile"})
 
@@ -141,7 +141,7 @@ class PublicRunner(Runner):
         paths, texts = parts[::2], parts[1::2]
         each = 2 * self.rounds + 1
         if not paths or paths[-1].strip() != f"done {len(models)}" or len(paths) != each * len(models) + 1:
-            raise Unfinished(f"{self.name} printed {_excerpt(output)} and not the end of {len(models)} models")
+            raise UnfinishedError(f"{self.name} printed {_excerpt(output)} and not the end of {len(models)} models")
         return [self._outcome(model, [self._timing(text) for text in texts[index * each:(index + 1) * each]])
                 for index, model in enumerate(models)]
 
@@ -191,7 +191,7 @@ class BenchmarkModel(PublicRunner):
 
 
 class Benchncnn(PublicRunner):
-    """ncnn's `benchncnn` with a param file and random weights. It sets its own affinity: 2 is its word for big cores."""
+    """ncnn's `benchncnn` with a param file and random weights. It sets its own affinity: 2 means big cores."""
 
     name, suffix, statistic, converts, most_batch = "benchncnn", "param", "minimum", True, 1
     precision = "float16 where the processor has it"

@@ -1,7 +1,7 @@
 """A phone without the phone: the device side of the ADB wire protocol on a loopback port, with faults on request.
 
 The real adb server connects to it and the real client talks through that. Its shell runs commands of this Linux host in
-a folder of its own: /data and /sys of a command mean that folder's, `getprop` and `dumpsys` answer what files in it say.
+a folder of its own: /data and /sys of a command mean that folder's, `getprop` and `dumpsys` say what its files say.
 A message is a header of six little-endian words (command, two arguments, length, checksum, ~command) and its data;
 every stream answers each WRTE with OKAY before the next may come.
 """
@@ -80,6 +80,8 @@ class AdbDevice:
         self._do(self._drop())
 
     def stop(self) -> None:
+        if not self._thread.is_alive():
+            return
         self._do(self._leave())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10.0)
@@ -215,6 +217,7 @@ class AdbDevice:
                     self.faults.push_drops -= 1
                     file.flush()
                     asyncio.ensure_future(self._vanish(self.faults.away_s))
+                    await asyncio.sleep(3600.0)     # until the link's end cancels this
         path.chmod(mode & 0o777)
         self.pushes.append(f"/{path.relative_to(self.root)}")
         if self.faults.full:

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """A runner that obeys the contract without a runtime: a network of n bytes takes n / 50,000 ms, the phone's reference
-too. The files of its folder say more: `drift` holds the reference's drift in each of the next calls."""
+too. The files of its folder say more: `drift` holds the reference's drift in each of the next calls, `slow` how many
+seconds the next call takes, and its process goes to `pid`."""
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 words = sys.argv[1:]
@@ -15,6 +17,11 @@ drifts = [float(word) for word in script.read_text().split()] if script.exists()
 drift = drifts[0] if drifts else 0.0
 if drifts:
     script.write_text(" ".join(map(str, drifts[1:])))
+slow = Path("slow")
+if slow.exists():
+    pause_s = float(slow.read_text())
+    slow.rename("pid").write_text(str(os.getpid()))
+    time.sleep(pause_s)
 for model in models:
     if b"Unheard" in Path(model).read_bytes():
         print(json.dumps({"model": model, "error": f"cannot run {model}: no such operator"}), flush=True)
