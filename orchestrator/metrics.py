@@ -10,23 +10,31 @@
     metrics.close()
 
 One object per driver, one thread. Ray's metrics are written only while Ray is initialised (it appears on every node's
-metrics port as `ray_paretoray_*` with the labels `run` and `controller`), TensorBoard always. A resumed run replays its
+metrics port as `ray_paretoray_*` with the labels `run` and `controller`), TensorBoard always; what cannot
+be written is left out, it never stops the run. A resumed run replays its
 recorded trials through `replay`, which restores the front without writing anything a second time.
 """
 from __future__ import annotations
 
+import contextlib
+import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.metrics import Counter, Gauge, Histogram
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar as summary
 
 from orchestrator.frontier import RunningFront
 
 SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000]
 LABELS = ("run", "controller")
+FLUSH_S = 5.0
+log = logging.getLogger(__name__)
 
 
 class RunMetrics:
@@ -34,14 +42,14 @@ class RunMetrics:
     until it is known no hypervolume is written."""
 
     def __init__(self, run_dir: Path, run_name: str, reference_latency_ms: float | None = None) -> None:
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=5)
+        self._events = _EventFile(run_dir / "tensorboard")
         self._front = RunningFront(reference_latency_ms or 0.0)
         self._bounded = reference_latency_ms is not None
         self._ray = _RayMetrics(run_name) if ray.is_initialized() else None
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """One point of a TensorBoard curve; `step` is a trial sequence or an epoch."""
-        self._writer.add_scalar(name, value, step)
+        self._events.scalar(name, value, step)
 
     def trial(self, row: Mapping[str, Any]) -> None:
         """One recorded trial, failed ones too. Columns as in the trial store."""
@@ -93,7 +101,52 @@ class RunMetrics:
             self._ray.measurements.inc(count)
 
     def close(self) -> None:
-        self._writer.close()
+        self._events.close()
+
+
+class _EventFile:
+    """A TensorBoard file, written in the caller's thread.
+
+    `SummaryWriter` has a thread that dies of a full disk, and a queue on which the caller then waits for ever. A curve
+    is not worth a run: the first error is logged, and nothing is written from then on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: EventsWriter | None = None
+        self._flushed_s = 0.0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(folder / "events"))
+        except OSError as error:
+            self._give_up(error)
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary(name, value)))
+            if time.monotonic() - self._flushed_s > FLUSH_S:
+                self._writer.flush()
+                self._flushed_s = time.monotonic()
+        except OSError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            try:
+                self._writer.close()
+            except OSError as error:
+                self._give_up(error)
+            self._writer = None
+
+    def _give_up(self, error: OSError) -> None:
+        log.warning("no more TensorBoard scalars are written to %s (%s); the run goes on without them", self._folder,
+                    error)
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(OSError):  # it tries what it could not write once more
+                writer.close()
 
 
 class _RayMetrics:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 import urllib.request
 from collections import defaultdict
@@ -13,6 +15,7 @@ import pytest
 from orchestrator.frontier import hypervolume
 from orchestrator.metrics import RunMetrics
 
+ROOT = Path(__file__).parents[2]
 ROWS = [
     {"sequence": 0, "latency_ms": 2.0, "accuracy": 0.5, "reward": 0.1, "duration_s": 0.2, "controller": "pnag"},
     {"sequence": 1, "latency_ms": 4.0, "accuracy": None, "reward": None, "duration_s": 1.5, "controller": "pnag",
@@ -75,6 +78,36 @@ def test_replay_restores_the_front_and_writes_nothing(tmp_path: Path) -> None:
     metrics.close()
     scalars = read_scalars(tmp_path / "tensorboard")
     assert scalars["front/hypervolume"] == [(3, 2.0)] and scalars["trial/accuracy"] == [(3, 0.6)]
+
+
+FULL = """
+import logging, resource, sys
+from pathlib import Path
+from orchestrator.metrics import RunMetrics
+logging.basicConfig(level=logging.WARNING)
+metrics = RunMetrics(Path(sys.argv[1]), "full", reference_latency_ms=5.0)
+metrics.scalar("before", 1.0, 0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # SIGXFSZ is ignored by Python: writing fails with EFBIG
+for step in range(5000):
+    metrics.scalar("after", float(step), step)
+    if step == 2500:
+        metrics.trial({"sequence": 0, "latency_ms": 2.0, "accuracy": 0.5})
+print(metrics.hypervolume)
+metrics.close()
+print("closed")
+"""
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_full_disk_costs_the_curves_and_nothing_else(tmp_path: Path, later: bool) -> None:
+    """`later`: the error comes from flushing at the end."""
+    few = FULL.replace("range(5000)", "range(1)").replace("step == 2500", "step == 0").replace("2000, 2000", "70, 70")
+    done = subprocess.run([sys.executable, "-c", few if later else FULL, str(tmp_path)], cwd=ROOT, timeout=120,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1.5", "closed"]
+    assert done.stderr.count("no more TensorBoard scalars") == 1 and "Traceback" not in done.stderr
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from actors.data import Preprocessing
@@ -14,9 +16,9 @@ from orchestrator.config import load_config
 from orchestrator.context import data_and_space
 from orchestrator.retraining import Retrained
 from orchestrator.store import RunStore
-from tests.orchestrator.test_accuracy import PROXY
+from tests.orchestrator.test_accuracy import PROXY, cells_table
 from tests.orchestrator.test_cli import paretoray
-from tests.orchestrator.test_search import TINY, check_finished_run, finish, start
+from tests.orchestrator.test_search import TINY, check_finished_run, finish, parts, start, when
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +101,22 @@ def test_damaged_weights_of_a_finalist_are_trained_again(tmp_path: Path) -> None
     assert retrained.accuracy(tokens_T) is not None
     for name, array in before.items():
         np.testing.assert_array_equal(array, after[name])
+
+
+@pytest.mark.slow
+def test_full_disk_ends_a_search_in_one_sentence_and_resume_finishes_it(tmp_path: Path) -> None:
+    """As on a full disk the driver may write no more: a limit on the size of its files, set from outside."""
+    run = tmp_path / "tiny"
+    (tmp_path / "tiny.yaml").write_text(cells_table(tmp_path / "cells.parquet", unit=0.005))
+    process = start("search", str(tmp_path / "tiny.yaml"), "--name", "tiny", "--runs", str(tmp_path))
+    when(process, lambda: parts(run / "latency") >= 1)
+    psutil.Process(process.pid).rlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+    output = finish(process)
+    assert process.returncode == 2, output
+    errors = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and str(run) in errors[0] and "free some space" in errors[0]
+    assert "Traceback" not in output, output
+    assert RunStore(run).latency.rows >= 1, "what was recorded is kept"
+    resumed = paretoray("resume", "tiny", "--runs", str(tmp_path))
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    check_finished_run(run)
