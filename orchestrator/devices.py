@@ -15,6 +15,7 @@ from typing import Any
 
 from actors.targets.catalogue import TARGETS, announced, check_options, claims, target_class
 from actors.targets.target import Claim
+from orchestrator.cluster import is_local
 from orchestrator.config import Config
 from searchspaces.errors import ClusterError, ConfigError, ParetorayError, TargetError
 
@@ -59,13 +60,13 @@ class DeviceClaim:
 
 
 def known_kinds(config: Config | None = None) -> list[Kind]:
-    """The configuration's target first, then all of ours that it does not name."""
+    """The configuration's targets first, then all of ours that it does not name."""
     own = configured_kinds(config) if config is not None else []
     return own + [Kind(name) for name in TARGETS if name not in {kind.name for kind in own}]
 
 
 def configured_kinds(config: Config) -> list[Kind]:
-    kinds = [Kind(target.name, target.options) for target in [config.target]]
+    kinds = [Kind(target.name, target.options) for target in config.targets]
     for kind in kinds:
         check_options(kind.name, kind.options)
     return kinds
@@ -93,6 +94,11 @@ def announced_resources(kinds: Iterable[Kind], timeout_s: float = ANNOUNCE_TIMEO
             raise TargetError(f"latency target {announcement.kind.name} cannot be used here: {announcement.problem}")
         found |= announcement.resources
     return found
+
+
+def local_devices(config: Config, address: str | None) -> dict[str, float]:
+    """What a Ray that is started here for this configuration offers; {} where a cluster is joined instead."""
+    return announced_resources(configured_kinds(config)) if is_local(address) else {}
 
 
 def count_gpus(timeout_s: float = ANNOUNCE_TIMEOUT_S) -> int:

@@ -20,6 +20,7 @@ from orchestrator.config import Config, dump_config, load_config
 from orchestrator.context import Leaders, RunContext, data_and_space
 from orchestrator.controllers.catalogue import check_controller_options
 from orchestrator.delivered import Delivered, refuse_missed
+from orchestrator.devices import local_devices
 from orchestrator.goals import target_state
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.metrics import RunMetrics
@@ -93,8 +94,8 @@ class Search:
         """
         store: RunStore | None = None
         try:
-            slots = slots_needed(self.config)
-            with connected(self.config.cluster, self.address, slots), self.stop.installed():
+            slots, devices = slots_needed(self.config), local_devices(self.config, self.address)
+            with connected(self.config.cluster, self.address, slots, devices), self.stop.installed():
                 store = self._open()
                 store.lock()
                 return self._run(store)
