@@ -3,7 +3,8 @@
     1. random start: `warmup` architectures, evaluated                               (paper, stage 1)
     2. rounds of at least `batch` evaluations, each decided by what was observed before it     (ours)
          posterior and latency model from the trials -> evaluator R -> generator pi(.|B) -> candidates -> optimism
-    3. `generate`: R and pi fitted on all trials; candidates and trials of a budget ranked by the posterior
+    3. `generate`: R and pi fitted on all trials; candidates and trials of a budget ranked by the posterior, or as in
+       section 10 the generator's draws by R
 
 A round is decided by the seed and the trials observed before it began alone, so that a controller that observes a
 recorded log goes on where the original stood. A queue holds two rounds' worth of proposals; the second half
@@ -114,10 +115,11 @@ class Pnag(Controller):
         self._round_size = count if round_number < 0 else self._batch(count)
         known = {trial.tokens.tobytes() for trial in self._trials[:count]} if round_number >= 0 else set()
         knowledge = None
-        if round_number >= 0 and not self.settings.collection.random_only:
+        random_only = self.settings.collection.random_only
+        if round_number >= 0 and not random_only:
             knowledge = self._fit_knowledge(self._trials[:count])
         if knowledge is None:
-            design = initial_design(self.space, self.task.latency, largest_ms,
+            design = initial_design(self.space, None if random_only else self.task.latency, largest_ms,
                                     LOOKAHEAD * self._round_size + len(known), rng)
             return [p for p in design if p.tokens.tobytes() not in known][:LOOKAHEAD * self._round_size]
         budgets = self._training_budgets(knowledge)
@@ -147,7 +149,7 @@ class Pnag(Controller):
         """Section 5.1: the user's range, else from the task's budgets, else the 5th to 95th percentile of costs."""
         if self.settings.range_ms is not None:
             low, high = self.settings.range_ms
-        elif len(set(self.task.budgets_ms)) > 1:
+        elif self.settings.range_from == "task" and len(set(self.task.budgets_ms)) > 1:
             low, high = min(self.task.budgets_ms), max(self.task.budgets_ms)
         else:
             low, high = np.percentile(knowledge.latency_M, [5, 95])
@@ -205,10 +207,12 @@ class Pnag(Controller):
             return [self._uninformed(budget_ms)]
         knowledge, learner = self._knowledge, self.learner_for(budget_ms)
         drawn_NT = learner.sample([budget_ms], self.settings.generate_samples, self.task.seed)[0]
-        pool_NT = distinct(np.concatenate([knowledge.tokens_MT, drawn_NT]))
+        by_posterior = self.settings.answer == "posterior"
+        pool_NT = distinct(np.concatenate([knowledge.tokens_MT, drawn_NT]) if by_posterior else drawn_NT)
         latency_N, row_N = knowledge.latency_ms(pool_NT), knowledge.rows(pool_NT)
-        score_N = knowledge.accuracy(pool_NT)
-        accuracy_N = np.where(row_N >= 0, knowledge.accuracy_M[row_N], score_N)
+        mean_N = knowledge.accuracy(pool_NT)
+        score_N = mean_N if by_posterior else learner.scores(pool_NT, np.full(len(pool_NT), budget_ms))
+        accuracy_N = np.where(row_N >= 0, knowledge.accuracy_M[row_N], mean_N)
         feasible_N = latency_N <= budget_ms
         order = np.argsort(-score_N, kind="stable")
         order = order[feasible_N[order]][:alternatives] if feasible_N.any() else np.array([latency_N.argmin()])

@@ -87,7 +87,7 @@ def train_generator(space: SearchSpace, budgets: TrainingBudgets, settings: Gene
         smooth = reward_BN.mean() if update == 0 else 0.95 * smooth + 0.05 * reward_BN.mean()
         if smooth > best + IMPROVEMENT:
             best, best_at = smooth, update
-        elif update - best_at >= settings.patience:
+        elif settings.patience is not None and update - best_at >= settings.patience:
             break
     return Trained(generator.eval(), update + 1, float(smooth), entropy)
 

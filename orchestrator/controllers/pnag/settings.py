@@ -1,7 +1,8 @@
-"""Settings of PNAG. The defaults are ours; `variant` selects the printed procedure or the released code's.
+"""Settings of PNAG. The defaults are ours; `variant` selects another procedure: the printed one, the released code's,
+or the specification's (pnag.md), which is the printed one with its gaps filled.
 
-Where paper, code and ours differ is listed in pnag.md 7, 8 and 13; `resolved` is the one place that maps a variant to
-values, and only fields that the user left alone are mapped.
+Where they differ is listed in pnag.md 7, 8 and 13, and why ours differ from the specification's in docs/pnag.md;
+`resolved` is the one place that maps a variant to values, and only fields that the user left alone are mapped.
 """
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ class GeneratorSettings(Section):
     gradient_norm: float | None = Field(5.0, gt=0)
     updates: int = Field(400, ge=1, description="updates of the final training")
     round_updates: int = Field(30, ge=1, description="updates before each round of proposals")
-    patience: int = Field(2000, ge=1, description="updates without a better mean reward before training stops")
+    patience: int | None = Field(None, ge=1, description="updates without a better mean reward before training stops; "
+                                                         "none: all updates are made")
 
 
 class PosteriorSettings(Section):
@@ -78,18 +80,22 @@ class CollectionSettings(Section):
     batch: int = Field(5, ge=1, description="least evaluations between two rounds of learning")
     growth: float = Field(0.1, ge=0, le=1, description="a round has at least this share of the trials known before it")
     candidates: int = Field(3000, ge=16, description="architectures among which uncertainty selects")
-    random_only: bool = Field(False, description="uniform sampling to the end, as in the paper")
+    random_only: bool = Field(False, description="plain uniform sampling from the start to the end, as in the paper")
 
 
 class PnagSettings(Section):
-    variant: Literal["ours", "printed", "released"] = "ours"
+    variant: Literal["ours", "specified", "printed", "released"] = "ours"
     reward: Reward = "rule"
     budgets: int = Field(10, ge=1, description="K training budgets")
-    range_ms: tuple[float, float] | None = Field(None, description="B_1 and B_K; none: from task and trials")
+    range_ms: tuple[float, float] | None = Field(None, description="B_1 and B_K; none: see range_from")
+    range_from: Literal["task", "trials"] = Field("task", description=(
+        "the task's budgets, where it has two or more, or the 5th to 95th percentile of the latencies observed"))
     joint: bool = Field(True, description="false: one evaluator and generator per budget of the task")
     reward_exponent: float = Field(-0.07, description="of the multiplicative reward")
     reward_pays_below_budget: bool = Field(True, description="false: c/B counts as at least 1 (pnag.md 15)")
     reward_coefficient: float = Field(0.07, description="of the absolute reward")
+    answer: Literal["posterior", "evaluator"] = Field("posterior", description=(
+        "what ranks an answer's candidates: the posterior, trials among them, or R, the generator's draws alone"))
     generate_samples: int = Field(32, ge=1, description="architectures drawn per asked budget, beside the greedy one")
     evaluator: EvaluatorSettings = EvaluatorSettings()
     generator: GeneratorSettings = GeneratorSettings()
@@ -109,26 +115,36 @@ class PnagSettings(Section):
         if self.variant == "ours":
             return self
         changes: dict[str, Any] = {"variant": "ours"}
-        for name, values in VARIANTS[self.variant].items():
-            section = getattr(self, name)
-            kept = {key: value for key, value in values.items() if key not in section.model_fields_set}
-            changes[name] = section.model_copy(update=kept)
-        if "budgets" not in self.model_fields_set:
-            changes["budgets"] = 10 if self.variant == "printed" else 5
+        for name, value in VARIANTS[self.variant].items():
+            if isinstance(value, dict):
+                section = getattr(self, name)
+                kept = {key: v for key, v in value.items() if key not in section.model_fields_set}
+                changes[name] = section.model_copy(update=kept)
+            elif name not in self.model_fields_set:
+                changes[name] = value
         return self.model_copy(update=changes)
 
 
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "printed": {
+# Uniform triplets, no labels but theirs, budgets over the range of what was seen, answers by the largest R.
+PAPER: dict[str, Any] = {"collection": {"random_only": True}, "range_from": "trials", "answer": "evaluator"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "specified": PAPER | {
+        "evaluator": {"hidden": 512, "optimiser": "sgd", "learning_rate": 0.1, "final_learning_rate": 1e-3,
+                      "epochs": 250, "batch_size": 256, "least_steps": 0, "budgets_per_batch": 10,
+                      "pseudo_triplets": 0},
+        "generator": {"entropy_start": 0.02, "entropy_end": 0.002, "learning_rate": 3e-4, "updates": 120_000,
+                      "patience": 2000},
+    },
+    "printed": PAPER | {
         "evaluator": {"hidden": 512, "ties": "printed", "cost_tie_share": 0.0, "optimiser": "sgd",
                       "learning_rate": 0.1, "final_learning_rate": 1e-3, "epochs": 250, "batch_size": 256,
                       "least_steps": 0, "p_interp": 0.0, "budgets_per_batch": 10, "pseudo_triplets": 0},
         "generator": {"mask_dead_tokens": False, "p_interp": 0.0, "samples_per_budget": 1, "baseline_decay": None,
                       "reward_scale": 1e-3, "entropy_start": 1e-3, "entropy_end": 1e-3, "learning_rate": 3e-4,
                       "gradient_norm": None, "updates": 12_000},
-        "collection": {"random_only": True},
     },
-    "released": {
+    "released": PAPER | {
+        "budgets": 5,
         "evaluator": {"hidden": 512, "loss": "logistic", "ties": "released", "cost_tie_share": 0.0, "optimiser": "sgd",
                       "learning_rate": 0.2, "final_learning_rate": 2e-5, "schedule_epochs": 1000, "epochs": 200,
                       "batch_size": 256, "least_steps": 0, "p_interp": 0.0, "budgets_per_batch": 1,
@@ -136,6 +152,5 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "generator": {"mask_dead_tokens": False, "p_interp": 0.0, "samples_per_budget": 1, "single_budget": True,
                       "baseline_decay": None, "reward_scale": 1e-3, "entropy_start": 1e-3, "entropy_end": 1e-3,
                       "learning_rate": 3e-4, "gradient_norm": None, "updates": 10_001},
-        "collection": {"random_only": True},
     },
 }

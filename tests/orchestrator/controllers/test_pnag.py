@@ -7,14 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load, save
 
 from orchestrator.conformance import check_controller
 from orchestrator.controllers.catalogue import check_controller_options, make_controller
 from orchestrator.controllers.controller import Observation, Task
+from orchestrator.controllers.pnag.budgets import TrainingBudgets
 from orchestrator.controllers.pnag.controller import Pnag
 from orchestrator.controllers.pnag.generator import Generator
+from orchestrator.controllers.pnag.policy_gradient import train_generator
+from orchestrator.controllers.pnag.settings import GeneratorSettings
 from searchspaces.errors import ConfigError
+from searchspaces.nasbench201 import NasBench201
 from tests.orchestrator.controllers.toy import ToyLatency, ToySpace, toy_accuracy, toy_trials
 
 SPACE = ToySpace()
@@ -148,6 +153,112 @@ def test_pending_proposals_keep_other_workers_busy() -> None:
     warmup = controller.settings.collection.warmup
     assert len(controller.propose(warmup + 5)) == warmup
     assert 0 < len(controller.propose(5)) <= 5
+
+
+QUICK: dict[str, Any] = {"evaluator": {"epochs": 1, "hidden": 16}, "generator": {"updates": 3}}
+
+
+class SkipsAreFast:
+    """Latency of cells: almost nothing but their convolutions, so that uniform cells are all but evenly spread."""
+
+    def predict(self, tokens_NT: NDArray[np.int8]) -> NDArray[np.float64]:
+        return 0.5 + (tokens_NT == 2).sum(axis=1) + 1.5 * (tokens_NT == 3).sum(axis=1)
+
+
+@pytest.mark.parametrize("variant", ["printed", "released", "specified"])
+def test_triplets_of_the_paper_are_plain_uniform_samples(variant: str) -> None:
+    """Every operation at every place equally often, whatever is known of latencies: chi-square of 24 degrees."""
+    space, budgets = NasBench201(), (1.0, 4.0)
+    options = QUICK | {"variant": variant, "collection": {"warmup": 600, "batch": 300}}
+    controller = make_controller("pnag", space, Task(budgets, 900, 0, SkipsAreFast()), options)
+    rows = []
+    for count in (600, 300):
+        rows.append(np.stack([proposal.tokens for proposal in controller.propose(count)]))
+        assert len(rows[-1]) == count
+        controller.observe([Observation(row, 0.5, 2.0) for row in rows[-1]])
+    for rows_NT in rows:
+        counts_TV = np.stack([np.bincount(column, minlength=5) for column in rows_NT.T])
+        expected = len(rows_NT) / 5
+        assert ((counts_TV - expected) ** 2 / expected).sum() < 51.2  # 1 in 1,000
+    assert len(np.unique(np.concatenate(rows), axis=0)) == 900
+
+
+def test_answers_by_the_evaluator_are_draws_ranked_by_it() -> None:
+    controller = pnag(answer="evaluator")
+    controller.observe(toy_trials(SPACE, SPACE.sample_uniform(np.random.default_rng(0), 80)))
+    too_small, answers = controller.generate([0.1, 7.0], 3)
+    learner = controller.learner_for(7.0)
+    for budget_ms, found in ((0.1, too_small), (7.0, answers)):
+        drawn_NT = np.unique(learner.sample([budget_ms], controller.settings.generate_samples, 0)[0], axis=0)
+        latency_N = ToyLatency(SPACE).predict(drawn_NT)
+        if budget_ms < latency_N.min():
+            best_NT = drawn_NT[latency_N == latency_N.min()]
+            assert len(found) == 1 and not found[0].feasible
+            assert found[0].tokens.tolist() in best_NT.tolist()
+            continue
+        score_N = learner.scores(drawn_NT, np.full(len(drawn_NT), budget_ms))[latency_N <= budget_ms]
+        assert [a.score for a in found] == pytest.approx(np.sort(score_N)[::-1][:3], abs=1e-6)
+        assert all(a.feasible and a.tokens.tolist() in drawn_NT.tolist() for a in found)
+
+
+@pytest.mark.parametrize("variant", ["ours", "printed"])
+def test_range_of_the_training_budgets(variant: str) -> None:
+    trials = toy_trials(SPACE, SPACE.sample_uniform(np.random.default_rng(0), 80))
+    percentiles = np.percentile([trial.latency_ms for trial in trials], [5, 95])
+    usual = BUDGETS if variant == "ours" else percentiles
+    for options, expected in (({}, usual), ({"range_ms": (2.0, 9.0)}, (2.0, 9.0)), ({"range_from": "task"}, BUDGETS)):
+        controller = pnag(variant=variant, **QUICK, **options)
+        controller.observe(trials)
+        controller.learn()
+        values = controller.learner_for(5.0).budgets.values_ms
+        assert (values[0], values[-1]) == pytest.approx((expected[0], expected[-1]))
+
+
+@pytest.mark.parametrize(("changes", "expected_ms"), [
+    ({"reward": "multiplicative", "reward_exponent": -1.0}, "lowest accuracy per ms"),
+    ({"reward": "multiplicative", "reward_exponent": -1.0, "reward_pays_below_budget": False}, "best under the budget"),
+    ({"reward": "absolute", "reward_coefficient": 1.0}, "at the budget"),
+])
+def test_hand_written_rewards_are_what_the_generator_maximises(changes: dict[str, Any], expected_ms: str) -> None:
+    """Which architecture the formula likes best is enumerated; the formulas like very different ones."""
+    budget_ms, everything = 6.0, SPACE.everything()
+    latency_N, accuracy_N = ToyLatency(SPACE).predict(everything), toy_accuracy(SPACE, everything)
+    if changes["reward"] == "absolute":
+        reward_N = accuracy_N - np.abs(latency_N / budget_ms - 1)
+    elif changes.get("reward_pays_below_budget", True):
+        reward_N = accuracy_N * budget_ms / latency_N
+    else:
+        reward_N = accuracy_N * budget_ms / np.maximum(latency_N, budget_ms)
+    controller = pnag(training_budgets=1, range_ms=(budget_ms, budget_ms), **changes)
+    controller.observe(toy_trials(SPACE, everything[np.random.default_rng(0).permutation(len(everything))[:300]]))
+    samples = controller.samples(budget_ms, 64)
+    mean_ms, best_ms = ToyLatency(SPACE).predict(samples).mean(), float(latency_N[reward_N.argmax()])
+    assert mean_ms == pytest.approx(best_ms, rel=0.12), expected_ms
+    if expected_ms == "lowest accuracy per ms":
+        assert mean_ms < 0.4 * budget_ms
+
+
+def test_training_stops_without_improvement_where_patience_is_set() -> None:
+    def updates(patience: int | None) -> int:
+        settings = GeneratorSettings(patience=patience)
+        return train_generator(SPACE, TrainingBudgets((3.0, 5.0)), settings, lambda rows, _: np.zeros(len(rows)), 25,
+                               torch.Generator().manual_seed(0)).updates
+
+    assert (updates(None), updates(7), updates(30)) == (25, 8, 25)
+
+
+@pytest.mark.parametrize("every_step", [True, False])
+def test_budget_at_every_step_reaches_a_cell_that_remembers_nothing(every_step: bool) -> None:
+    """With the first token fixed and the memory cut, the budget can only matter where it is put in again."""
+    torch.manual_seed(0)
+    generator = Generator(SPACE, 2, budget_every_step=every_step)
+    with torch.no_grad():
+        generator.budget_table.mul_(30)
+        generator.cell.weight_hh.zero_()
+        generator.cell.bias_ih[generator.cell.hidden_size:2 * generator.cell.hidden_size] = -50.0  # forget
+        generator.heads[0].bias.copy_(torch.tensor([0.0, 0.0, 50.0]))  # depth 3 always
+        entropies = [generator.draw(torch.eye(2)[k:k + 1], torch.Generator().manual_seed(0)).entropy_N for k in (0, 1)]
+    assert bool(torch.isclose(*entropies, atol=1e-6)) != every_step
 
 
 @pytest.mark.parametrize("mask", [True, False])

@@ -182,6 +182,22 @@ def test_variants_fill_only_what_the_user_left_alone() -> None:
     assert released.generator.single_budget and released.budgets == 5 and released.collection.random_only
     printed = PnagSettings(variant="printed").resolved()
     assert (printed.evaluator.loss, printed.evaluator.ties, printed.generator.p_interp) == ("hinge", "printed", 0.0)
+    assert (printed.answer, printed.range_from, printed.budgets) == ("evaluator", "trials", 10)
+    kept = PnagSettings(variant="printed", answer="posterior", budgets=3).resolved()
+    assert (kept.answer, kept.range_from, kept.budgets) == ("posterior", "trials", 3)
+
+
+def test_specified_variant_has_the_values_of_the_specification() -> None:
+    """pnag.md 7 and 8, column "ours"."""
+    s = PnagSettings(variant="specified").resolved()
+    assert (s.evaluator.hidden, s.evaluator.epochs, s.evaluator.batch_size, s.evaluator.budgets_per_batch) == (
+        512, 250, 256, s.budgets)
+    assert (s.evaluator.optimiser, s.evaluator.learning_rate, s.evaluator.final_learning_rate) == ("sgd", 0.1, 1e-3)
+    assert (s.evaluator.loss, s.evaluator.ties, s.evaluator.cost_tie_share, s.evaluator.p_interp) == (
+        "hinge", "drop", 0.01, 0.5)
+    assert (s.generator.samples_per_budget, s.generator.baseline_decay, s.generator.gradient_norm) == (8, 0.95, 5.0)
+    assert (s.generator.entropy_start, s.generator.entropy_end, s.generator.learning_rate) == (0.02, 0.002, 3e-4)
+    assert s.generator.patience == 2000 and s.generator.mask_dead_tokens and s.generator.p_interp == 0.5
 
 
 def test_rounds_train_less_than_the_end() -> None:
