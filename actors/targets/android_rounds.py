@@ -56,8 +56,8 @@ class Progress:
         log.info("phone %s: rounds discarded, the reference drifted by %.1f %%", self.serial, 100 * drift)
         if self.discarded > DISCARDS:
             raise TargetError(f"the reference network drifted by {drift:.0%} on phone {self.serial} in "
-                              f"{self.discarded} calls, above max_drift {self.max_drift:.0%}; close what runs on the phone, cool it, "
-                              "or raise max_drift")
+                              f"{self.discarded} calls, above max_drift {self.max_drift:.0%}; close what runs on "
+                              "the phone, cool it, or raise max_drift")
 
     def sample(self, identity: TargetIdentity, reference_ms: float, cores: Sequence[int], where: Mapping[str, Any],
                started_at: float, duration_s: float) -> LatencySample:

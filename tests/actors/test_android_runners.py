@@ -159,8 +159,8 @@ def test_commands_quote_everything() -> None:
 # --- our runner -------------------------------------------------------------------------------------------------------
 
 def test_our_runner_is_read() -> None:
-    output = "\n".join([line("b"), "WARNING: linker: unused DT entry", line("a"), line("c", error="cannot load c\nat x")]
-                       + ['{"done": 3}\n'])
+    refused = line("c", error="cannot load c\nat x")
+    output = "\n".join([line("b"), "WARNING: linker: unused DT entry", line("a"), refused, '{"done": 3}\n'])
     a, b, c = ParetorayRunner().read(output, ["a", "b", "c"], PLAN)
     assert isinstance(a, Timings) and a.candidate_ms == ((4.0, 2.0, 2.0, 2.0),) * 2 and a.reference_ms[0] == (1.0,) * 4
     assert a.single and a.runtime == "onnxruntime 1.32.0" and a.details["affinity"] == [6, 7]
