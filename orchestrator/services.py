@@ -1,12 +1,14 @@
 """The services of one run, started when a stage first needs them and closed together.
 
 On one machine the stages take turns, so measuring is never disturbed by training: each service idles outside its
-stage. The supernet's weights travel once per node: the driver puts them into the object store, rollout workers map
-them. The driver owns that object, because what an actor owns dies with it.
+stage. Where GPUs are measured that are trained on too, the services whose turn it is not are closed, because a GPU is
+measured by whoever has it alone. The supernet's weights travel once per node: the driver puts them into the object
+store, rollout workers map them. The driver owns that object, because what an actor owns dies with it.
 """
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from actors.trainer import ProxyEvaluatorFactory, ProxySettings
 from orchestrator.accuracy import Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.cluster import device_claims, total_cpus, usable_cores
 from orchestrator.config import Config
+from orchestrator.gpus import PER_GPU, GpuOffer, measures_on_gpus, places, rollout_share, supernet_share, trainer_share
 from orchestrator.sources import read_table
 from orchestrator.store import RunStore
 from searchspaces.space import SearchSpace
@@ -48,6 +51,7 @@ class Services:
         self._knowledge: KnowledgeService | None = None
 
     def latency(self) -> LatencyPool:
+        self._begin_measuring()
         if self._latency is None:
             settings = LatencyPoolSettings(time_out_s=self._config.latency.time_out_s)
             target = self._config.target
@@ -57,19 +61,22 @@ class Services:
         return self._latency
 
     def supernet(self) -> Any:
-        """Handle of the actor that owns the shared weights. It resumes from its newest checkpoint by itself."""
+        """Handle of the actor that owns the shared weights. It resumes from its newest checkpoint by itself. Ask for it
+        again after measuring."""
         return self._supernet_service().actor
 
     def rollouts(self) -> RolloutPool:
         """Workers that evaluate architectures, by the configured source of accuracies."""
+        self.begin_training()
         if self._rollouts is None:
             search, accuracy = self._config.search, self._config.accuracy
             if accuracy.source == "supernet":
                 self._supernet_service()  # first: on a full cluster fewer workers will do, no supernet will not
-            settings = PoolSettings(workers=self._rollout_count(), call_time_out_s=search.time_out_s)
+            settings = PoolSettings(workers=self._rollout_count(), num_gpus=self._rollout_gpus(),
+                                    call_time_out_s=search.time_out_s)
             if isinstance(accuracy, TrainingAccuracy):
                 settings = replace(settings, workers=self.trainers(accuracy), num_cpus=accuracy.cpus,
-                                   num_gpus=accuracy.gpus)
+                                   num_gpus=self.trainer_gpus(accuracy))
             self._rollouts = RolloutPool(self._evaluator_factory(), settings, name=f"rollout-{self._store.name}")
             if accuracy.source == "supernet":
                 self._rollouts.set_weights(*self._supernet_service().publish())
@@ -97,9 +104,19 @@ class Services:
         """How many architectures are trained at once."""
         if recipe.workers != "auto":
             return recipe.workers
-        by_cpu = (usable_cores() if self._local else total_cpus() - 1) // recipe.cpus
-        gpus = ray.cluster_resources().get("GPU", 0)
-        return max(1, min(by_cpu, int(gpus / recipe.gpus)) if recipe.gpus else by_cpu)
+        by_cpu, gpus = self._trainers_by_cpu(recipe), self.trainer_gpus(recipe)
+        return max(1, min(by_cpu, places(gpus, _offer())) if gpus else by_cpu)
+
+    def trainer_gpus(self, recipe: Recipe) -> float:
+        """GPUs of each of them."""
+        by_cpu = self._trainers_by_cpu(recipe) if recipe.workers == "auto" else recipe.workers
+        return trainer_share(recipe.gpus, by_cpu, _offer())
+
+    def begin_training(self) -> None:
+        """Frees GPUs that are measured on, if they are to be trained on too."""
+        if self._latency is not None and self._turns_on_gpus():
+            self._latency.close()
+            self._latency = None
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
@@ -110,13 +127,26 @@ class Services:
             if service is not None:
                 service.close()
 
+    def _begin_measuring(self) -> None:
+        if (self._supernet or self._rollouts) and self._turns_on_gpus():
+            self.close_rollouts()
+            if self._supernet is not None:
+                self._supernet.close()
+                self._supernet = None
+
+    def _turns_on_gpus(self) -> bool:
+        accuracy, target = self._config.accuracy, self._config.target
+        trained_on = (accuracy.gpus != 0 if isinstance(accuracy, Recipe) else
+                      self._config.supernet.gpus != 0 or self._config.search.gpus != 0)
+        return trained_on and measures_on_gpus(target.name, target.options, ray.cluster_resources())
+
     def _supernet_service(self) -> SupernetService:
+        self.begin_training()
         if self._supernet is None:
-            settings = self._config.supernet
+            settings = replace(supernet_settings(self._config), num_gpus=self._supernet_gpus())
             self._supernet = SupernetService(
-                self._space, self._splits.train, self._preprocessing, supernet_settings(self._config),
-                self._store.path / "checkpoints", name=f"supernet-{self._store.name}", num_gpus=settings.gpus,
-                check=self._check)
+                self._space, self._splits.train, self._preprocessing, settings, self._store.path / "checkpoints",
+                name=f"supernet-{self._store.name}", check=self._check)
         return self._supernet
 
     def _evaluator_factory(self) -> Callable[[], Evaluator]:
@@ -151,12 +181,32 @@ class Services:
         asked = self._config.search.rollouts
         if asked == "auto" and self._config.accuracy.source == "table":
             return 1  # looking up is no work
-        return self._spare_cpus() if asked == "auto" else asked
+        if asked != "auto":
+            return asked
+        gpus = _offer().total if self._config.search.gpus == "auto" else 0.0
+        return min(self._spare_cpus(), PER_GPU * math.ceil(gpus)) if gpus else self._spare_cpus()
+
+    def _rollout_gpus(self) -> float:
+        if self._config.accuracy.source != "supernet":
+            return 0.0
+        taken = self._supernet_gpus() * self._config.supernet.workers
+        return rollout_share(self._config.search.gpus, self._rollout_count(), taken, _offer())
+
+    def _supernet_gpus(self) -> float:
+        supernet = self._config.supernet
+        return supernet_share(supernet.gpus, supernet.workers, self._config.search.gpus, _offer())
+
+    def _trainers_by_cpu(self, recipe: Recipe) -> int:
+        return max(1, (usable_cores() if self._local else total_cpus() - 1) // recipe.cpus)
 
     def _spare_cpus(self) -> int:
         if self._local:
             return usable_cores()  # the other services idle during the search
         return max(1, total_cpus() - self._config.supernet.cpus * self._config.supernet.workers - 1)
+
+
+def _offer() -> GpuOffer:
+    return GpuOffer.of_nodes(ray.nodes())
 
 
 def slots_needed(config: Config) -> int:
