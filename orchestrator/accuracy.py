@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+Gpus = Annotated[float, Field(ge=0)] | Literal["auto"]  # of one worker; for auto see orchestrator/gpus.py
+
 
 class SupernetAccuracy(BaseModel):
     """Scored with the weights of the shared network; section `supernet` says how that is trained."""
@@ -34,7 +36,7 @@ class Recipe(BaseModel):
     crop_padding: int = Field(1, ge=0, description="pixels of padding before a random crop")
     workers: int | Literal["auto"] = Field("auto", description="trainers at once; auto: as many as CPUs and GPUs allow")
     cpus: int = Field(1, ge=1, description="threads of each trainer")
-    gpus: float = Field(0, ge=0, description="GPUs of each trainer; a fraction shares one")
+    gpus: Gpus = Field("auto", description="GPUs of each trainer; a fraction shares one; auto: what there is")
 
 
 class TrainingAccuracy(Recipe):

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from orchestrator.accuracy import AnyAccuracy, SupernetAccuracy
+from orchestrator.accuracy import AnyAccuracy, Gpus, SupernetAccuracy
 from orchestrator.datasets import DataSettings
 from searchspaces.errors import ConfigError
 
@@ -140,7 +140,7 @@ class SupernetSettings(Section):
     crop_padding: int = Field(1, ge=0, description="pixels of padding before a random crop")
     workers: int = Field(1, ge=1, le=256)
     cpus: int = Field(1, ge=1, description="threads of each worker; pays for large images only, more workers always do")
-    gpus: float = Field(0, ge=0, description="GPUs of each training worker")
+    gpus: Gpus = Field("auto", description="GPUs of each training worker; auto: one where the cluster has it")
 
 
 class SearchSettings(Section):
@@ -148,7 +148,9 @@ class SearchSettings(Section):
 
     evaluations: int = Field(300, ge=1)
     rollouts: int | Literal["auto"] = Field("auto", description="rollout workers (trainers: accuracy.workers); auto: "
-                                                                "one per spare CPU")
+                                                                "one per spare CPU, at most 4 per GPU")
+    gpus: Gpus = Field("auto", description="GPUs of each rollout worker that evaluates with the supernet's weights; a "
+                                           "fraction shares one; auto: what the supernet leaves")
     calibration_images: int = Field(512, ge=32, description="training images that re-estimate batch-norm statistics")
     validation_images: int | None = Field(None, ge=10, description="validation images per evaluation; none: all")
     time_out_s: float = Field(600.0, gt=0, description="longest wait for one call to a rollout worker, which may be "

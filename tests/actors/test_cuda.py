@@ -351,3 +351,10 @@ def test_the_card_tells_its_state() -> None:
     details = made.measure(made.prepare([Workload(graph=reference_graph(3, 32))]))[0].details
     made.close()
     assert details["gpu_after"]["sm_mhz"] > 0 and details["gpu_after"]["temperature_c"] > 0
+
+
+@pytest.mark.skipif(HAVE_GPU, reason="there is a GPU")
+def test_the_benchmark_says_that_there_is_nothing_to_measure() -> None:
+    run = subprocess.run([sys.executable, "-m", "tests.benchmarks.cuda"], cwd=ROOT, capture_output=True, text=True,
+                         timeout=120)
+    assert run.returncode == 2 and "nothing is measured: " in run.stdout
