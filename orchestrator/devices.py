@@ -21,6 +21,7 @@ from searchspaces.errors import ClusterError, ConfigError, ParetorayError, Targe
 
 ANNOUNCE_TIMEOUT_S = 10.0
 GPU, RESERVED = "GPU", ("CPU", "GPU", "memory", "object_store_memory")
+ACCELERATOR_TYPE, OF_RAY = "accelerator_type:", ("accelerator_type:", "node:")    # resources that stand for no device
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ class DeviceClaim:
     def options(self) -> dict[str, Any]:
         """The target's, with those that pick this device."""
         return {**self.kind.options, **self.claim.options}
+
+    @property
+    def problem(self) -> str:
+        """Why the device cannot be opened with these options alone; "" where it can."""
+        try:
+            check_options(self.kind.name, self.options)
+        except ConfigError as error:
+            return f"{error} and give the file with --config"
+        return ""
 
     @property
     def needs(self) -> dict[str, float]:
@@ -101,32 +111,39 @@ def local_devices(config: Config, address: str | None) -> dict[str, float]:
     return announced_resources(configured_kinds(config)) if is_local(address) else {}
 
 
-def count_gpus(timeout_s: float = ANNOUNCE_TIMEOUT_S) -> int:
-    """As many as Ray itself would find on this machine."""
+def gpu_resources(timeout_s: float = ANNOUNCE_TIMEOUT_S) -> dict[str, float]:
+    """What Ray itself would find on this machine: "GPU" and how many, and the resource of their type; {} without."""
     from ray._private.accelerators import get_accelerator_manager_for_resource
 
-    def count() -> int:
+    def look() -> dict[str, float]:
         manager = get_accelerator_manager_for_resource(GPU)
-        if manager is None:
-            return 0
+        if manager is None or not (present := manager.get_current_node_num_accelerators()):
+            return {}
         visible = manager.get_current_process_visible_accelerator_ids()
-        present = manager.get_current_node_num_accelerators()
-        return int(present if visible is None else min(present, len(visible)))
+        kind = manager.get_current_node_accelerator_type()
+        count = present if visible is None else min(present, len(visible))
+        return {GPU: float(count)} | ({f"{ACCELERATOR_TYPE}{kind}": 1.0} if kind else {}) if count else {}
 
-    answer = bounded([count], timeout_s)[0]
+    answer = bounded([look], timeout_s)[0]
     if isinstance(answer, Exception):
         raise ClusterError(f"cannot count this machine's GPUs: {sentence(answer)}") from answer
-    return int(answer)
+    found: dict[str, float] = answer
+    return found
 
 
 def device_claims_of(kind: Kind, offered: Mapping[str, float]) -> list[DeviceClaim]:
     """The kind's devices among the resources of one node; what takes no resource, such as a table, is no device."""
     found = []
     for claim in claims(kind.name, kind.options, offered):
-        resources = [name for name in claim.actor.get("resources", {}) if name not in RESERVED]
+        resources = device_names(claim.actor.get("resources", {}))
         if resources or claim.actor.get("num_gpus", 0) > 0:
             found.append(DeviceClaim(kind, "+".join(resources) or GPU, claim))
     return found
+
+
+def device_names(resources: Iterable[str]) -> list[str]:
+    """Those that stand for a device, GPUs aside."""
+    return [name for name in resources if name not in RESERVED and not name.startswith(OF_RAY)]
 
 
 def bounded(functions: Sequence[Callable[[], Any]], timeout_s: float) -> list[Any]:
@@ -156,7 +173,7 @@ def sentence(error: Exception) -> str:
 def _announced(kind: Kind) -> dict[str, float]:
     found = announced(kind.name, kind.options)
     for name, amount in found.items():
-        if not name or name in RESERVED or amount <= 0:
+        if not name or not device_names([name]) or amount <= 0:
             raise ConfigError(f"latency target {kind.name} announces {amount} of the resource '{name}'; a device is a "
                               "positive amount of a resource of its own")
     return found

@@ -31,13 +31,13 @@ from orchestrator.cluster import connected, is_local
 from orchestrator.config import ClusterSettings, load_config
 from orchestrator.devices import (
     GPU,
-    RESERVED,
     DeviceClaim,
     Kind,
     ask,
     bounded,
-    count_gpus,
     device_claims_of,
+    device_names,
+    gpu_resources,
     known_kinds,
     sentence,
 )
@@ -75,7 +75,7 @@ class DeviceRow:
 
 @dataclass(frozen=True)
 class Place:
-    """A node; `row` starts the row of a device there."""
+    """A node; `row` is that of a device there of which nothing is known yet."""
 
     node: str
     node_id: str
@@ -131,13 +131,13 @@ def _local_rows(kinds: Sequence[Kind], probe: bool) -> list[DeviceRow]:
     for announcement in announcements:
         offered |= announcement.resources
     try:
-        offered[GPU] = count_gpus()
+        offered |= gpu_resources()
     except ParetorayError as error:
         rows.append(place.row("", GPU, str(error)))
     devices, problems = _devices_of(kinds, offered, place)
     for device, found in devices.items():
-        row = place.row(found.kind.name, device)
-        if probe:
+        row = _not_probed(device, found, place)
+        if probe and not found.problem:
             answer = bounded([functools.partial(look, found.kind.name, found.options, EXAMPLE_SHAPE)],
                              PROBE_TIMEOUT_S)[0]
             row = _seen(row, Seen("", "", sentence(answer)) if isinstance(answer, Exception) else answer)
@@ -167,10 +167,10 @@ def _cluster_rows(kinds: Sequence[Kind], probe: bool) -> list[DeviceRow]:
         for device, found in devices.items():
             if device in {row.device for row in held}:
                 continue
-            row, needed = place.row(found.kind.name, device), found.needs
+            row, needed = _not_probed(device, found, place), found.needs
             if any(left[resource] < amount for resource, amount in needed.items()):
                 row = replace(row, state="in use", health=IN_USE)
-            elif probe:
+            elif probe and not found.problem:
                 left.subtract(needed)
                 there = NodeAffinitySchedulingStrategy(node_id, soft=False)
                 looks[len(rows)] = Look({**found.claim.actor, "scheduling_strategy": there}, found.kind.name,
@@ -183,8 +183,7 @@ def _cluster_rows(kinds: Sequence[Kind], probe: bool) -> list[DeviceRow]:
 
 def _held(status: WorkerStatus, place: Place) -> list[DeviceRow]:
     """What a latency worker holds: its resources and GPUs, or one nameless device where it holds none."""
-    names = [name for name in status.resources if name not in RESERVED and not name.startswith("node:")]
-    devices = names + [f"{GPU} {index}" for index in status.gpus] or [""]
+    devices = device_names(status.resources) + [f"{GPU} {index}" for index in status.gpus] or [""]
     return [DeviceRow(status.kind, device, status.device, place.node, place.node_id, status.health, status.target_id,
                       status.state, status.waiting, status.measured, status.last_s, status.drift)
             for device in devices]
@@ -225,6 +224,10 @@ def _devices_of(kinds: Sequence[Kind], offered: Mapping[str, float],
         except ParetorayError as error:
             problems.append(place.row(kind.name, "", str(error)))
     return devices, problems
+
+
+def _not_probed(device: str, found: DeviceClaim, place: Place) -> DeviceRow:
+    return place.row(found.kind.name, device, found.problem or "not probed")
 
 
 def _seen(row: DeviceRow, seen: Seen) -> DeviceRow:

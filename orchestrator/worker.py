@@ -22,7 +22,7 @@ from typing import Any
 from actors.targets.target import CPU_RESOURCE
 from orchestrator.cluster import check_reachable, has_token, host_and_port, usable_cores
 from orchestrator.config import load_config
-from orchestrator.devices import Announcement, ask, configured_kinds, count_gpus, known_kinds, named_kinds
+from orchestrator.devices import GPU, Announcement, ask, configured_kinds, gpu_resources, known_kinds, named_kinds
 from orchestrator.interrupt import Interrupted
 from searchspaces.errors import ClusterError, ConfigError
 
@@ -56,6 +56,12 @@ class NodeOffer:
         return {name: int(amount) if float(amount).is_integer() else amount for name, amount in merged.items()}
 
     @property
+    def _devices(self) -> dict[tuple[str, str], float]:
+        """By kind and resource; two targets of a configuration may be the same device."""
+        return {(announcement.kind.name, name): amount for announcement in self.announcements
+                for name, amount in announcement.resources.items()}
+
+    @property
     def arguments(self) -> list[str]:
         """Of `ray`."""
         where = [f"--address={self.address}"] if self.address is not None else ["--head", f"--port={HEAD_PORT}"]
@@ -71,8 +77,7 @@ class NodeOffer:
 
     def sentences(self) -> list[str]:
         """One per device, and one per kind that could not be asked."""
-        said = [f"{announcement.kind.name}: {_sentence(name, amount)}" for announcement in self.announcements
-                for name, amount in announcement.resources.items()]
+        said = [f"{kind}: {_sentence(name, amount)}" for (kind, name), amount in self._devices.items()]
         said += [f"GPU {index}: Ray finds it by itself and offers it as GPU" for index in range(self.gpus)]
         said += [f"{announcement.kind.name}: not announced, because {announcement.problem}"
                  for announcement in self.announcements if announcement.problem]
@@ -88,9 +93,8 @@ class NodeOffer:
         return {"line": self.line, "command": ["ray", *self.arguments], "address": self.address, "cores": self.cores,
                 "measure_cores": self.measure_cores, "num_cpus": self.slots, "gpus": self.gpus,
                 "resources": self.resources,
-                "devices": [{"kind": announcement.kind.name, "resource": name, "amount": amount}
-                            for announcement in self.announcements
-                            for name, amount in announcement.resources.items()],
+                "devices": [{"kind": kind, "resource": name, "amount": amount}
+                            for (kind, name), amount in self._devices.items()],
                 "problems": {announcement.kind.name: announcement.problem
                              for announcement in self.announcements if announcement.problem}}
 
@@ -114,7 +118,7 @@ def inspect(address: str | None, names: Sequence[str], config: Path | None, meas
         raise ConfigError(f"--measure-cores {measure_cores} leaves Ray none of this machine's {cores} usable cores; "
                           f"reserve at most {cores - 1}")
     authenticate = address is not None and os.environ.get("RAY_AUTH_MODE") == "token" and has_token()
-    return NodeOffer(address, cores, measure_cores, count_gpus(), announcements, authenticate)
+    return NodeOffer(address, cores, measure_cores, int(gpu_resources().get(GPU, 0)), announcements, authenticate)
 
 
 def start_node(offer: NodeOffer) -> None:

@@ -72,6 +72,14 @@ class NoDriver(ToyTarget):
         raise TargetError("no toy server answers; start one")
 
 
+class Needy(ToyTarget):
+    """Cannot be opened without what only a configuration says."""
+
+    def __init__(self, input_shape: tuple[int, ...], reference_ms: float | None = None, *, runner: str,
+                 serial: str = "") -> None:
+        super().__init__(input_shape, reference_ms, serial=serial)
+
+
 class Hangs(ToyTarget):
     @classmethod
     def announced(cls, options: Mapping[str, Any]) -> dict[str, float]:

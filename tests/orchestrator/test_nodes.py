@@ -18,8 +18,9 @@ import psutil
 import pytest
 from rich.console import Console
 
+from actors.targets.catalogue import TARGETS
 from orchestrator.targets import DeviceRow, ago, list_targets, targets_table
-from tests.orchestrator.nodetargets import NETWORKS, SICK, WELL
+from tests.orchestrator.nodetargets import NETWORKS, SICK, WELL, Needy
 from tests.orchestrator.test_jobs import SCRIPTS, free_port
 from tests.orchestrator.test_search import PATIENCE_S, ROOT, TINY, command
 
@@ -155,6 +156,15 @@ def test_node_that_is_started_here_ends_with_the_command_and_is_gone(address: st
     until(lambda: bool(gone()))
     assert gone()[0].startswith("the node is gone")
     assert (rows["latency_cpu"]["state"], rows["latency_cpu"]["identity"]) == ("not probed", "")
+
+
+def test_options_that_only_a_configuration_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(TARGETS, "needy", Needy)
+    row = {row["device"]: row for row in list_targets(None, None)}[WELL]
+    assert row["state"] == "not probed" and "needs the option 'runner'" in row["health"] and "--config" in row["health"]
+    (tmp_path / "needy.yaml").write_text(TINY.replace("onnx_cpu", "{name: needy, runner: there}"))
+    row = {row["device"]: row for row in list_targets(tmp_path / "needy.yaml", None)}[WELL]
+    assert (row["kind"], row["state"], row["health"]) == ("needy", "idle", "ok")
 
 
 def test_this_machine_without_a_cluster(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private.accelerators import NvidiaGPUAcceleratorManager
 from typer.testing import CliRunner
 
 from orchestrator import devices
@@ -51,6 +52,8 @@ def test_every_device_gets_a_sentence() -> None:
     assert [line.partition(":")[0] for line in said[:2]] == ["tests.orchestrator.nodetargets"] * 2
     assert said[2].startswith("GPU 0: ") and said[3] == "android: not announced, because no adb server answers"
     assert "1 of 8 cores reserved for measuring: 7 slots" in said[4]
+    twice = offer(address=None, announcements=2 * offer().announcements)
+    assert len(twice.sentences()) == 3 and len(twice.as_json()["devices"]) == 2
     assert "no device to measure on" in offer(announcements=()).sentences()[0]
 
 
@@ -67,7 +70,7 @@ def test_what_hangs_or_fails_is_reported_and_the_rest_announced() -> None:
 def test_resources_that_are_no_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.orchestrator.nodetargets import ToyTarget
 
-    for bad in ({"CPU": 4.0}, {"toy:A": 0.0}, {"": 1.0}):
+    for bad in ({"CPU": 4.0}, {"node:10.0.0.1": 1.0}, {"toy:A": 0.0}, {"": 1.0}):
         monkeypatch.setattr(ToyTarget, "announced", classmethod(lambda cls, options, bad=bad: bad))
         assert "a resource of its own" in devices.ask(devices.named_kinds([TOY]))[0].problem
 
@@ -82,6 +85,25 @@ def test_claims_without_a_device_are_none(tmp_path: Path) -> None:
     found = devices.device_claims_of(devices.Kind(TOY), {WELL: 1.0, "CPU": 4.0})
     assert [(each.device, each.options, each.needs) for each in found] == [
         (WELL, {"serial": "A [1]"}, {WELL: 1, "GPU": 0})]
+
+
+def test_gpus_are_counted_as_ray_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's driver says there are two; Ray's own rules make one of them visible."""
+    monkeypatch.setattr(NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", staticmethod(lambda: 2))
+    monkeypatch.setattr(NvidiaGPUAcceleratorManager, "get_current_node_accelerator_type", staticmethod(lambda: "T4"))
+    both = {"GPU": 2.0, "accelerator_type:T4": 1.0}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert devices.gpu_resources() == both
+    kind = devices.Kind("cuda", {"gpu_type": "T4"})
+    assert [(found.device, found.needs) for found in devices.device_claims_of(kind, both)] == 2 * [
+        ("GPU", {"GPU": 1})]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert devices.gpu_resources()["GPU"] == 1.0
+    known = inspect(None, ["cuda"], None, None)
+    assert known.gpus == 1 and known.measure_cores == 0 and "--resources" not in known.line
+    assert known.sentences()[0].startswith("GPU 0: Ray finds it")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices.gpu_resources() == {}
 
 
 def test_cores_reserved_by_default_only_where_the_processor_is_measured() -> None:
