@@ -29,6 +29,7 @@ from orchestrator.accuracy import TrainingAccuracy
 from orchestrator.config import Config, load_config
 from orchestrator.controllers.controller import EarlierRun, LatencyModel
 from orchestrator.goals import Goal, target_state
+from orchestrator.predictors import LEAST_NETWORKS, LatencyPredictor
 from orchestrator.records import latency_result
 from orchestrator.store import (
     LATENCY_SCHEMA,
@@ -145,6 +146,22 @@ def earlier_latencies(store: RunStore, config: Config, space: SearchSpace, targe
         rows = pq.read_table(folder / "latency.parquet").to_pylist() if about["space_id"] == space.space_id else []
         results = [latency_result(row) for row in rows if row["latency_ms"] and row["target_id"] == target_id]
         found[about["name"]] = [_rebased(result, reference_ms) for result in results]
+    return found
+
+
+def earlier_devices(store: RunStore, config: Config, space: SearchSpace,
+                    known_ids: Sequence[str]) -> dict[str, LatencyPredictor]:
+    """Predictors of devices that earlier runs measured on this space, except those with `known_ids`; by run and device.
+    """
+    found: dict[str, LatencyPredictor] = {}
+    for about, folder in _copies(store, config):
+        rows = pq.read_table(folder / "latency.parquet").to_pylist() if about["space_id"] == space.space_id else []
+        for target_id in sorted({row["target_id"] for row in rows if row["latency_ms"]} - set(known_ids)):
+            own = [row for row in rows if row["target_id"] == target_id and row["latency_ms"]]
+            if len(own) >= LEAST_NETWORKS:
+                found[f"{target_id} of run {about['name']}"] = LatencyPredictor.fit(
+                    space, np.array([row["tokens"] for row in own], dtype=np.int8),
+                    [row["latency_ms"] for row in own], [row["stderr_ms"] for row in own])
     return found
 
 

@@ -56,6 +56,7 @@ def test_every_target_gets_its_own_models_from_one_search(ray_local: None, tmp_p
         batch = {"onnx_cpu": 1, "batch4": 4}[entry["target"]]
         assert onnxruntime.InferenceSession(store.path / entry["onnx"]).get_inputs()[0].shape[0] == batch
     assert "measure batch4" in output and "deliver batch4" in output
+    assert "measured before: onnx_cpu; that helps to predict latencies of batch4" in output
     with pytest.raises(BudgetError, match="models for onnx_cpu, batch4, and 'phone' is not one of them"):
         generate_models("two", [1.0], target="phone", runs=tmp_path)
     with pytest.raises(BudgetError, match="needs to say which one it is for; add --target onnx_cpu"):
