@@ -56,8 +56,12 @@ def generate(run: RunName,
              budget: Annotated[list[str], typer.Option(help="Latency budget such as 2.5ms. Repeatable.")],
              target: Annotated[str | None, typer.Option(help="Label of the target whose budgets these are; needed for "
                                                              "a run with several.")] = None,
+             address: Annotated[str | None, typer.Option(help="host:port of a Ray cluster with the run's devices; "
+                                                              "default: this machine, without Ray.")] = None,
              runs: Runs = RUNS) -> None:
     """A trained, measured ONNX file for a budget nobody asked for before, from a finished run."""
+    if address is not None:
+        prepare_environment(address)
     from orchestrator.config import parse_budget
     from orchestrator.generate import generate_models
 
@@ -65,7 +69,7 @@ def generate(run: RunName,
         budgets = [parse_budget(value) for value in budget]
     except ValueError as error:
         raise ConfigError(f"--budget {error}") from error
-    generate_models(run, budgets, target=target, runs=runs)
+    generate_models(run, budgets, target=target, runs=runs, address=address)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """After the search: models for new budgets, the report, the list of runs."""
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,15 +9,19 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from actors.data import Preprocessing
+from actors.data import Preprocessing, Splits
 from actors.latencyworker import input_shape
-from orchestrator.config import load_config
-from orchestrator.context import data_and_space
+from orchestrator.cluster import connected
+from orchestrator.config import Config, load_config
+from orchestrator.context import RunContext, data_and_space
 from orchestrator.delivered import Delivered, refuse_missed
 from orchestrator.goals import Goal, goal_named, read_goals, target_state
 from orchestrator.handover import HandOver
+from orchestrator.interrupt import StopFlag
+from orchestrator.metrics import RunMetrics
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
+from orchestrator.services import Services
 from orchestrator.stages.deliver import (
     delivered_entries,
     fallbacks,
@@ -28,13 +33,15 @@ from orchestrator.stages.deliver import (
 )
 from orchestrator.stages.measure import above_slowest
 from orchestrator.store import RunStore, read_json
-from orchestrator.workbench import local_bench
+from orchestrator.workbench import cluster_bench, local_bench
 from searchspaces.errors import BudgetError, StoreError
+from searchspaces.space import SearchSpace
 
 
 def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | None = None, runs: Path = Path("runs"),
-                    console: Console | None = None) -> list[Delivered]:
-    """Trained, measured ONNX files of a finished run for new budgets, on the machine that is the run's target.
+                    address: str | None = None, console: Console | None = None) -> list[Delivered]:
+    """Trained, measured ONNX files of a finished run for new budgets, on the machine that is the run's target, or with
+    the devices and workers of the cluster at `address`.
 
     `target`: the label whose budgets they are, needed where a run has several. Raises BudgetError, with the reachable
     range, for a budget below the fastest known architecture (before anything is done) and for one that no candidate
@@ -55,11 +62,15 @@ def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | Non
                   f"{1e3 * (time.perf_counter() - started):.0f} ms; training, exporting and measuring them now",
                   highlight=False, soft_wrap=True)
     preprocessing = Preprocessing.fit(splits.train, input_shape(space)[1])
-    bench = local_bench(config, space, splits, preprocessing, store, goal.targets)
-    handover = HandOver(space, splits, preprocessing, bench, config.delivery, store.path, lineage(store, config), goal,
-                        slowest_ms(store, goal))
     entries: list[Delivered] = []
-    with Progress(console, title=f"paretoray {store.name}") as progress:
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(Progress(console, title=f"paretoray {store.name}"))
+        if address is None:
+            bench = local_bench(config, space, splits, preprocessing, store, goal.targets)
+        else:
+            bench = cluster_bench(_joined(stack, config, store, space, splits, preprocessing, progress, address))
+        handover = HandOver(space, splits, preprocessing, bench, config.delivery, store.path, lineage(store, config),
+                            goal, slowest_ms(store, goal))
         progress.stage("deliver", total=len(budgets_ms))
         candidates = handover.candidates(answers, fallbacks(store, space, goal))
         for budget_ms, options in sorted(zip(budgets_ms, answers), key=lambda pair: pair[0]):
@@ -73,6 +84,18 @@ def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | Non
     write_report(store.path, space)
     refuse_missed(entries)
     return entries
+
+
+def _joined(stack: contextlib.ExitStack, config: Config, store: RunStore, space: SearchSpace, splits: Splits,
+            preprocessing: Preprocessing, progress: Progress, address: str) -> RunContext:
+    """The run on the cluster's services, until the stack closes."""
+    stop = StopFlag()
+    stack.enter_context(connected(config.cluster, address))
+    stack.enter_context(stop.installed())
+    services = stack.enter_context(contextlib.closing(
+        Services(config, space, splits, preprocessing, store, local=False, check=stop.check)))
+    metrics = stack.enter_context(contextlib.closing(RunMetrics(store.path, store.name)))
+    return RunContext(config, store, space, splits, preprocessing, services, progress, stop, metrics)
 
 
 def check_budgets(store: RunStore, goal: Goal, budgets_ms: Sequence[float], console: Console) -> None:
