@@ -10,7 +10,7 @@ from actors.targets.target import Claim, LatencyTarget
 from searchspaces import plugins
 from searchspaces.errors import ConfigError
 
-TARGETS: dict[str, type[LatencyTarget]] = {"onnx_cpu": OnnxCpuTarget, "android": AndroidTarget, "table": TableTarget}
+TARGETS: dict[str, type[LatencyTarget]] = {"onnx_cpu": OnnxCpuTarget, "table": TableTarget, "android": AndroidTarget}
 GIVEN = ("input_shape", "reference_ms")     # what the pool passes to every target
 INTERNAL = ("reference", "protocol")        # objects, not configuration
 
