@@ -161,7 +161,8 @@ def test_which_phones_are_announced_and_claimed(adb_port: int, phone: AdbDevice,
     assert found == {f"android:{phone.serial}": 1.0, f"android:{second.serial}": 1.0}
     second.faults.unauthorized = True
     second.drop_links()
-    assert f"android:{second.serial}" not in announced("android", {"adb_port": adb_port})
+    wait_until(lambda: f"android:{second.serial}" not in announced("android", {"adb_port": adb_port}),
+               "the end of an announcement")
     offered = {**found, "CPU": 4.0, "android:busy": 0.0}
     names = [phone.serial, second.serial]
     with pytest.raises(ConfigError, match=f"2 phones, {', '.join(sorted(names))}, and no serial is given"):

@@ -2,17 +2,19 @@
 
     python -m tests.benchmarks.android                        # everything, about two minutes
     python -m tests.benchmarks.android --parts faults
-    python -m tests.benchmarks.android --parts overhead --networks 16 --serial SERIAL --runner RUNNER    # a real phone
+    python -m tests.benchmarks.android --parts overhead --runner build/linux/paretoray_runner --libraries \
+        build/linux/libonnxruntime.so.1                       # with the C++ runner; with --serial on a real phone
 
 overhead   per architecture, alone and in one batch: writing the file, pushing it, a runner call less the runs it times,
-           reading its output; with our Python runner (which starts an interpreter and onnxruntime in every call) and
-           with a runner that times nothing, which leaves the chain itself
+           reading its output, looking at the phone's state; with our Python runner (which starts an interpreter and
+           onnxruntime in every call), or the given one, and with one that times nothing, which leaves the chain itself
 faults     time from a fault to the sample, less that of a call without one; the phone comes back after 0.5 s
 """
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 import tempfile
@@ -25,7 +27,6 @@ import numpy as np
 
 from actors.targets import android
 from actors.targets.android import AndroidTarget
-from actors.targets.android_adb import Server
 from actors.targets.target import LatencySample, Workload
 from searchspaces.catalogue import make_space
 from searchspaces.errors import TargetError
@@ -77,7 +78,8 @@ def timed_s(samples: list[LatencySample]) -> float:
 
 def overhead(name: str, target: AndroidTarget, space: SearchSpace, networks: int) -> None:
     rows = space.sample_uniform(np.random.default_rng(0), 2 * networks)
-    for title, batches in (("alone", [rows[i:i + 1] for i in range(networks)]), (f"batch of {networks}", [rows[networks:]])):
+    alone = [rows[index:index + 1] for index in range(networks)]
+    for title, batches in (("alone", alone), (f"batch of {networks}", [rows[networks:]])):
         write_s, samples, began = 0.0, [], time.perf_counter()
         with clocked(target) as spent:
             for batch in batches:
@@ -89,8 +91,8 @@ def overhead(name: str, target: AndroidTarget, space: SearchSpace, networks: int
         looks_s = total_s - write_s - spent["push"] - spent["run"]
         ms = [1e3 * seconds / networks for seconds in (write_s, spent["push"], spent["run"] - spent["read"] - timing_s,
                                                       spent["read"], looks_s, total_s - timing_s)]
-        print(f"{name:14s} {title:12s} write {ms[0]:6.1f}  push {ms[1]:6.1f}  run {ms[2]:7.1f}  read {ms[3]:5.2f}  state "
-              f"{ms[4]:6.1f}  together {ms[5]:7.1f} ms per architecture", flush=True)
+        print(f"{name:16s} {title:11s} write {ms[0]:5.1f}  push {ms[1]:5.1f}  run {ms[2]:7.1f}  read {ms[3]:4.2f}  "
+              f"state {ms[4]:5.1f}  together {ms[5]:7.1f} ms per architecture", flush=True)
 
 
 def faults(target: AndroidTarget, phone: AdbDevice, space: SearchSpace) -> None:
@@ -134,23 +136,25 @@ def main() -> None:
     parser.add_argument("--space", default="mobilenetv3-s32")
     parser.add_argument("--networks", type=int, default=8)
     parser.add_argument("--serial", help="a real phone, for overhead")
-    parser.add_argument("--runner", help="the runner for it")
+    parser.add_argument("--runner", default=PYTHON_RUNNER)
+    parser.add_argument("--libraries", nargs="*", default=[])
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)        # of the faults that are played
     space = make_space(arguments.space, classes=10, channels=3, options={})
     shape = space.graph(space.extremes()[1]).input_shape
-    print(shlex.join(["python", "-m", "tests.benchmarks.android", *sys.argv[1:]]), flush=True)
+    print(f"{shlex.join(['python', '-m', 'tests.benchmarks.android', *sys.argv[1:]])}\nload average "
+          f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
     if arguments.serial is not None:
-        target = AndroidTarget(shape, runner=arguments.runner, serial=arguments.serial)
-        print(target.identity(), Server.of(None, None))
-        overhead("phone", target, space, arguments.networks)
+        target = AndroidTarget(shape, runner=arguments.runner, libraries=arguments.libraries, serial=arguments.serial)
+        overhead(target.identity().device, target, space, arguments.networks)
         target.close()
         return
     with adb_server() as port, tempfile.TemporaryDirectory() as folder, attached_phone(port, Path(folder)) as phone:
-        for name, runner in (("Python runner", PYTHON_RUNNER), ("quick runner", QUICK_RUNNER)):
-            target = AndroidTarget(shape, runner=runner, serial=phone.serial, adb_port=port, max_drift=10.0)
+        for runner, libraries in ((arguments.runner, arguments.libraries), (QUICK_RUNNER, [])):
+            target = AndroidTarget(shape, runner=runner, libraries=libraries, serial=phone.serial, adb_port=port,
+                                   max_drift=10.0)
             if "overhead" in arguments.parts:
-                overhead(name, target, space, arguments.networks)
+                overhead(Path(runner).stem, target, space, arguments.networks)
             if "faults" in arguments.parts and runner == QUICK_RUNNER:
                 faults(target, phone, space)
             target.close()
