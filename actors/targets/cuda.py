@@ -53,7 +53,7 @@ class CudaTarget(LatencyTarget):
             "tf32" if tf32 else "float32", 1, batch, tuple(input_shape), graph_hash(graph))
         try:
             self._reference = self._load(Workload(graph=graph))
-        except TargetError:
+        except BaseException:
             self.close()
             raise
         self._reference_ms = reference_ms
