@@ -76,13 +76,25 @@ def generate(run: RunName,
 def measure(config: Annotated[Path, typer.Argument(help="YAML file with 'space' and 'target' sections.")],
             count: Annotated[int, typer.Option(min=1, help="Random architectures to measure.")] = 200,
             out: Annotated[Path | None, typer.Option(help="Parquet file; default: latency-TARGET.parquet.")] = None,
+            target: Annotated[str | None, typer.Option(help="Label of the target, where there are several.")] = None,
             set_: Set = None, address: Address = None) -> None:
     """Measure random architectures on the target and write a Parquet table; an existing table is continued."""
     prepare_environment(address)
     from orchestrator.config import load_config
-    from orchestrator.measure import measure_table
+    from orchestrator.measure import measure_table, with_target
 
-    measure_table(load_config(config, set_ or []), count, out, address)
+    measure_table(with_target(load_config(config, set_ or []), target), count, out, address)
+
+
+@app.command()
+def merge(tables: Annotated[list[Path], typer.Argument(metavar="TABLE...", help="Files of 'paretoray measure'.")],
+          out: Annotated[Path, typer.Option(help="Parquet file to write; may be one of the tables.")]) -> None:
+    """Merge latency tables of one search space and one target; a network in several tables gets its visits' mean."""
+    from orchestrator.merge import merge_tables
+
+    done = merge_tables(tables, out)
+    stdout.print(f"{done.path}: {done.networks} networks from {len(tables)} tables, {done.averaged} of them averaged"
+                 + (f", {done.failed} failed" if done.failed else ""), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
