@@ -172,11 +172,14 @@ def list_runs(runs: Runs = RUNS) -> None:
 
 
 @app.command()
-def check(reference: Annotated[str, typer.Argument(metavar="MODULE:CLASS")]) -> None:
+def check(reference: Annotated[str, typer.Argument(metavar="MODULE:CLASS")],
+          set_: Annotated[list[str] | None, typer.Option("--set", help="One of its options: key=value. "
+                                                                       "Repeatable.")] = None) -> None:
     """Run the conformance suite on your own search space, target, dataset or controller."""
     from orchestrator.check import check_plugin
+    from orchestrator.config import parse_options
 
-    kind, problems = check_plugin(reference)
+    kind, problems = check_plugin(reference, parse_options(set_ or []))
     for problem in problems:
         stdout.print(f"- {problem}", markup=False)
     if problems:

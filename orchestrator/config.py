@@ -269,6 +269,14 @@ def parse_config(raw: dict[str, Any], source: str) -> Config:
         raise ConfigError("; ".join(_sentence(detail) for detail in error.errors()) + f" (in {source})") from error
 
 
+def parse_options(overrides: Sequence[str]) -> dict[str, Any]:
+    """`key.sub=value` texts as the nested dictionary that they would set."""
+    options: dict[str, Any] = {}
+    for override in overrides:
+        _apply(options, override)
+    return options
+
+
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; `load_config` of it gives the same configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

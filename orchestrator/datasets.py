@@ -1,4 +1,4 @@
-"""Datasets: handwritten digits, Parquet of encoded images, an image folder, or the user's own `module:callable`.
+"""Datasets: handwritten digits, Parquet of encoded images, an image folder, or the user's own function or class.
 
 Every source gives labelled images; this file turns them into `Splits`. The validation images come out of the training
 data (the search chooses by them); the test images are the source's own test data where there is any, otherwise they
@@ -6,6 +6,7 @@ are set aside first. Splits are stratified by class, disjoint, and depend on the
 """
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class DataSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field("digits", description="digits, parquet, folder, or module:callable")
+    name: str = Field("digits", description="digits, parquet, folder, module:function or module:Class")
     train: Path | None = Field(None, description="Parquet file or image folder to train and validate on")
     test: Path | None = Field(None, description="the same for the final report; none: set aside from train")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of the training data that the search chooses by")
@@ -46,7 +47,8 @@ class DataSettings(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> DataSettings:
         if self.name not in BUILT_IN and ":" not in self.name:
-            raise ValueError(f"dataset '{self.name}' is unknown; choose {', '.join(BUILT_IN)} or module:callable")
+            raise ValueError(f"dataset '{self.name}' is unknown; choose {', '.join(BUILT_IN)}, "
+                             "module:function or module:Class")
         if self.name in ("parquet", "folder") and self.train is None:
             raise ValueError(f"dataset '{self.name}' needs 'train', the path of its training data")
         if self.name not in ("parquet", "folder") and (self.train or self.test):
@@ -140,13 +142,23 @@ def _files(settings: DataSettings, read: Any) -> tuple[Labelled, Labelled | None
     return train, test, str(settings.train)
 
 
+def is_dataset(loaded: Any) -> bool:
+    """A function, or a class whose objects can be called, made without arguments."""
+    return any("__call__" in c.__dict__ for c in loaded.__mro__) if isinstance(loaded, type) else callable(loaded)
+
+
 def _call(reference: str) -> Splits | Labelled:
-    """The user's callable: returns Splits, or (images, labels)."""
-    function = load_object(reference)
-    if not callable(function):
-        raise ConfigError(f"'{reference}' is a {type(function).__name__}, not callable; name a function that returns "
-                          "Splits or (images, labels)")
-    made = function()
+    """The user's function, or object of the user's class: returns Splits, or (images, labels)."""
+    loaded: Any = load_object(reference)
+    if not is_dataset(loaded):
+        raise ConfigError(f"'{reference}' is a {type(loaded).__name__}, not callable; name a function, or a class "
+                          "with __call__, that returns Splits or (images, labels)")
+    needed = [p.name for p in inspect.signature(loaded).parameters.values()
+              if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if needed:
+        raise ConfigError(f"'{reference}' needs the argument '{needed[0]}', but a dataset is made without any; give it "
+                          "a default value")
+    made = loaded()() if isinstance(loaded, type) else loaded()
     if isinstance(made, Splits):
         return made
     if not (isinstance(made, tuple) and len(made) == 2):
