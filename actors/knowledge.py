@@ -180,12 +180,23 @@ def _check_weights(graph: Graph, weights: Mapping[str, NDArray[np.generic]], tex
 
 
 def _claim(folder: Path, space: SearchSpace) -> None:
-    """One folder, one space. What the dataset decides (channels, classes) may differ."""
-    family = re.sub(r",?\b(channels|classes)=\d+", "", space.space_id)
     about = folder / "pool.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not about.exists():
-        write_whole(about, json.dumps({"space": family}).encode())
+        write_whole(about, json.dumps({"space": _family(space)}).encode())
+    check_folder(folder, space)
+
+
+def _family(space: SearchSpace) -> str:
+    return re.sub(r",?\b(channels|classes)=\d+", "", space.space_id)
+
+
+def check_folder(folder: Path, space: SearchSpace) -> None:
+    """One folder, one space; what the dataset decides (channels, classes) may differ. StoreError if the pool in
+    `folder` is of another one; a folder without a pool is free for any. Changes nothing."""
+    family, about = _family(space), folder / "pool.json"
+    if not about.exists():
+        return
     try:
         theirs = json.loads(about.read_bytes())["space"]
     except (ValueError, KeyError, TypeError) as error:

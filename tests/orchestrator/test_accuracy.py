@@ -13,13 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from actors.knowledge import KnowledgePool
 from orchestrator.accuracy import TableAccuracy
 from orchestrator.config import load_config, parse_config
 from orchestrator.generate import generate_models
 from orchestrator.search import Search
 from orchestrator.sources import read_table
 from orchestrator.store import RunStore
-from searchspaces.errors import ConfigError, DataError, ParetorayError
+from searchspaces.errors import ConfigError, DataError, ParetorayError, StoreError
+from searchspaces.mnas import MnasS16
 from searchspaces.nasbench201 import NasBench201
 from tests.orchestrator.test_search import finish, parts, stage, start, when
 
@@ -70,6 +72,23 @@ def test_a_space_without_supernet_names_the_sources_that_work(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="has no supernet.*training.*or table"):
         Search(load_config(tmp_path / "c.yaml"), runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_pool_of_another_space_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    KnowledgePool(tmp_path / "pool", MnasS16(width=1.0), 1)
+    text = f"""
+data: {{name: digits, limit: 300}}
+space: mnas-s16
+accuracy: {{source: training, knowledge: {tmp_path / "pool"}}}
+controller: fnas
+"""
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(StoreError, match="holds blocks of mnas.width=1,.*name another folder"):
+        Search(load_config(tmp_path / "c.yaml"), runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "c.yaml").write_text(text.replace(str(tmp_path / "pool"), str(tmp_path / "new")))
+    Search(load_config(tmp_path / "c.yaml"), runs=tmp_path / "runs")
+    assert not (tmp_path / "new").exists(), "a run that was only checked leaves nothing behind"
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), [
