@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 
 from actors.knowledge import KnowledgePool
-from actors.knowledgerules import block_id
+from actors.knowledgeentry import Entry
+from actors.knowledgerules import Gate, GateSettings, best_match, block_id
+from orchestrator.accuracy import TrainingAccuracy
 from orchestrator.config import load_config
 from orchestrator.context import data_and_space, load_state
 from orchestrator.controllers.catalogue import make_controller
-from orchestrator.controllers.controller import Task
+from orchestrator.controllers.controller import Observation, Task
 from orchestrator.controllers.fnas.controller import Fnas
 from orchestrator.evaluation import observation
 from orchestrator.predictors import LatencyPredictor
 from orchestrator.store import RunStore, Trial
 from orchestrator.warmstart import earlier_runs, with_latencies
+from searchspaces.mnas import MnasS16
 from searchspaces.space import SearchSpace
 from tests.orchestrator.test_accuracy import cells_table, check_models
 from tests.orchestrator.test_search import finish, parts, ray_workers, stage, start, when
@@ -181,3 +184,25 @@ def test_learners_on_the_cluster_then_models_without_one_then_a_warm_start(tmp_p
 def first_proposals(run: Path, warm_start: bool) -> set[str]:
     controller = replayed(run, [], warm_start)
     return {controller.space.arch_id(proposal.tokens) for proposal in controller.propose(4)}
+
+
+@pytest.mark.slow
+def test_the_small_search_is_long_enough_for_its_pool(tmp_path: Path) -> None:
+    """configs/fnas_digits.yaml with made-up accuracies and without trainings: at least a sixth of them start warm."""
+    config = load_config(Path(__file__).parents[2] / "configs" / "fnas_digits.yaml")
+    assert isinstance(config.accuracy, TrainingAccuracy) and config.accuracy.knowledge == "own"
+    space, evaluations = MnasS16(classes=10, channels=1), config.search.evaluations
+    gate = Gate(None, GateSettings(config.accuracy.knowledge_window, config.accuracy.knowledge_hits))
+    weights_D = 0.02 * np.random.default_rng(1).standard_normal(space.features(space.extremes()).shape[1])
+    controller = make_controller("fnas", space, Task((1e9,), evaluations, 0), config.controller.options)
+    entries: dict[Any, Entry] = {}
+    trained = 0
+    while not gate.on and trained < evaluations:
+        for proposal in controller.propose(2):
+            blocks = space.graph(proposal.tokens).blocks
+            gate.record([best_match(block, entries) is not None for block in blocks if block.key])
+            entries |= {block_id(b): Entry(*block_id(b), "", "", 1, 40, 40, trained) for b in blocks}
+            value = float(np.tanh(space.features(proposal.tokens[None])[0] @ weights_D))
+            controller.observe([Observation(proposal.tokens, 0.8 + 0.1 * value, 1.0)])
+            trained += 1
+    assert gate.on and trained < evaluations * 5 / 6, trained
