@@ -20,6 +20,7 @@ channels and classes may differ). What belongs to one search is the window of re
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -85,7 +86,9 @@ class KnowledgePool:
         self._space, self._epochs = space, epochs
         try:
             _claim(folder, space)
-            self._store = KnowledgeStore(folder / f"epochs-{epochs}", maximum_mb * 1e6)
+            self._folder, self._maximum_bytes = folder / f"epochs-{epochs}", maximum_mb * 1e6
+            self._store = KnowledgeStore(self._folder, self._maximum_bytes)
+            self._make_room()
         except OSError as error:
             raise StoreError(f"the knowledge pool {folder} cannot be opened ({error.strerror or error}); correct its "
                              "permissions or name another folder") from error
@@ -147,7 +150,22 @@ class KnowledgePool:
                for block, tensors, lineage in zip(graph.blocks, blocks, lineage_per_block, strict=True)]
         stored = self._store.write(new)
         self._skipped += not stored
+        self._make_room()
         return stored
+
+    def _make_room(self) -> None:
+        """The size limit is that of the whole folder: the oldest networks go, of whichever number of epochs."""
+        others = [path for path in self._folder.parent.glob("epochs-*") if path != self._folder]
+        if not others or _bytes(self._folder, *others) <= self._maximum_bytes:
+            return
+        stores = [self._store, *(KnowledgeStore(path, self._maximum_bytes) for path in others)]
+        rows = sorted((entry for store in stores for entry in store.entries().values()),
+                      key=lambda entry: entry.written_ns, reverse=True)
+        fitting = int((np.cumsum([entry.size_bytes for entry in rows]) <= self._maximum_bytes).sum())
+        if fitting < len(rows):
+            oldest_ns = min(rows[fitting].written_ns + 1, rows[0].written_ns)   # the newest network always stays
+            for store in stores:
+                store.compact(oldest_ns)
 
     def statistics(self) -> dict[str, float]:
         """Entries and megabytes on disk, the gate, the lineages of all entries (iterations), and what was lost:
@@ -168,6 +186,14 @@ class KnowledgePool:
         return f"KnowledgePool({self._space.space_id}, {self._epochs} epochs)"
 
 
+def _bytes(*folders: Path) -> int:
+    sizes = 0
+    for path in (path for folder in folders for path in (folder / "entries").glob("*.safetensors")):
+        with contextlib.suppress(FileNotFoundError):    # replaced meanwhile
+            sizes += path.stat().st_size
+    return sizes
+
+
 def _check_weights(graph: Graph, weights: Mapping[str, NDArray[np.generic]], text: str) -> None:
     shapes = {node.name: node.shape for node in graph.nodes}
     expected = {f"{node.name}.{suffix}": shape for node in graph.nodes[1:]
@@ -180,12 +206,23 @@ def _check_weights(graph: Graph, weights: Mapping[str, NDArray[np.generic]], tex
 
 
 def _claim(folder: Path, space: SearchSpace) -> None:
-    """One folder, one space. What the dataset decides (channels, classes) may differ."""
-    family = re.sub(r",?\b(channels|classes)=\d+", "", space.space_id)
     about = folder / "pool.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not about.exists():
-        write_whole(about, json.dumps({"space": family}).encode())
+        write_whole(about, json.dumps({"space": _family(space)}).encode())
+    check_folder(folder, space)
+
+
+def _family(space: SearchSpace) -> str:
+    return re.sub(r",?\b(channels|classes)=\d+", "", space.space_id)
+
+
+def check_folder(folder: Path, space: SearchSpace) -> None:
+    """One folder, one space; what the dataset decides (channels, classes) may differ. StoreError if the pool in
+    `folder` is of another one; a folder without a pool is free for any. Changes nothing."""
+    family, about = _family(space), folder / "pool.json"
+    if not about.exists():
+        return
     try:
         theirs = json.loads(about.read_bytes())["space"]
     except (ValueError, KeyError, TypeError) as error:

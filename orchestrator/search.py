@@ -108,9 +108,10 @@ class Search:
         preprocessing = Preprocessing.fit(self._splits.train, input_shape(self._space)[1])
         store.update_state(dataset=self._splits.name, classes=list(self._splits.classes),
                            channels=self._splits.channels)
+        notes: list[str] = []
         if not is_frozen(store, self.config):
-            freeze_earlier(store, check_earlier(self.config, self.runs, self._space, self._splits), self.config,
-                           self._space)
+            notes = freeze_earlier(store, check_earlier(self.config, self.runs, self._space, self._splits), self.config,
+                                   self._space)
         with contextlib.ExitStack() as stack:
             services = stack.enter_context(contextlib.closing(
                 Services(self.config, self._space, self._splits, preprocessing, store, is_local(self.address),
@@ -120,6 +121,8 @@ class Search:
             progress = stack.enter_context(Progress(self.console, title=f"paretoray {store.name}"))
             context = RunContext(self.config, store, self._space, self._splits, preprocessing, services, progress,
                                  self.stop, metrics, Leaders())
+            for note in notes:
+                progress.note(note)
             repair(context)
             for stage, step in STEPS.items():
                 if _reached(store) is stage:

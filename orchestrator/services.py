@@ -256,7 +256,7 @@ def controller_cpus(config: Config) -> int:
 
 
 def knowledge_folder(accuracy: TrainingAccuracy, store: RunStore) -> Path:
-    return store.path / "knowledge" if accuracy.knowledge == "own" else Path(accuracy.knowledge)
+    return store.path / "knowledge" if accuracy.knowledge == "own" else Path(accuracy.knowledge).expanduser()
 
 
 def proxy_settings(config: Config, epochs: int) -> ProxySettings:

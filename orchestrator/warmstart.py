@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from actors.data import Splits
-from actors.knowledge import KnowledgePool
+from actors.knowledge import KnowledgePool, check_folder
 from actors.knowledgeentry import write_whole
 from actors.latencyresult import LatencyResult
 from orchestrator.accuracy import TrainingAccuracy
@@ -42,7 +42,7 @@ from orchestrator.store import (
     write_json,
 )
 from searchspaces.catalogue import make_space
-from searchspaces.errors import ConfigError
+from searchspaces.errors import ConfigError, StoreError
 from searchspaces.space import SearchSpace
 
 FOLDER = "earlier"
@@ -77,16 +77,22 @@ def check_earlier(config: Config, runs: Path, space: SearchSpace, splits: Splits
     return sources
 
 
-def freeze_earlier(store: RunStore, sources: Sequence[Source], config: Config, space: SearchSpace) -> None:
-    """Copies what the earlier runs hold now into the run's folder. May be repeated where it was interrupted."""
+def freeze_earlier(store: RunStore, sources: Sequence[Source], config: Config, space: SearchSpace) -> list[str]:
+    """Copies what the earlier runs hold now into the run's folder. May be repeated where it was interrupted. Returns a
+    sentence for each run whose trained blocks cannot be used, or how many are."""
+    notes: list[str] = []
     for source in sources:
         if isinstance(config.accuracy, TrainingAccuracy) and config.accuracy.knowledge == "own":
-            copy_knowledge(source.path / "knowledge", store.path / "knowledge", space, config.accuracy.epochs)
+            blocks = copy_knowledge(source.path / "knowledge", store.path / "knowledge", space, config.accuracy.epochs)
+            notes.append(f"run {source.path.name} gives {blocks} trained blocks to start from" if blocks else
+                         f"no trained blocks come from run {source.path.name}: "
+                         + without_knowledge(source.path / "knowledge", space, config.accuracy.epochs))
         folder = store.path / FOLDER / source.path.name
         for name, schema in (("trials", TRIAL_SCHEMA), ("latency", LATENCY_SCHEMA)):
             with write_atomically(folder / f"{name}.parquet") as temporary:
                 pq.write_table(read_parts(source.path / name, schema), temporary, compression="zstd")
         write_json(folder / "about.json", source.about)
+    return notes
 
 
 def copy_knowledge(source: Path, destination: Path, space: SearchSpace, epochs: int) -> int:
@@ -101,6 +107,18 @@ def copy_knowledge(source: Path, destination: Path, space: SearchSpace, epochs: 
         with contextlib.suppress(FileNotFoundError):  # replaced meanwhile by a run that is still going on
             write_whole(destination / f"epochs-{epochs}" / "entries" / entry.name, entry.read_bytes())
     return len(entries)
+
+
+def without_knowledge(source: Path, space: SearchSpace, epochs: int) -> str:
+    """Why a pool in this folder gives nothing."""
+    try:
+        check_folder(source, space)
+    except StoreError as error:
+        return str(error).split(";")[0]
+    trained = sorted({int(path.parts[-3].removeprefix("epochs-")) for path in source.glob("epochs-*/entries/*")})
+    if not trained:
+        return "it kept none (accuracy.knowledge)"
+    return f"its blocks were trained for {' or '.join(map(str, trained))} epochs, accuracy.epochs is {epochs} here"
 
 
 def is_frozen(store: RunStore, config: Config) -> bool:

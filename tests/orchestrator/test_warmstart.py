@@ -167,14 +167,29 @@ def test_trained_blocks_of_an_earlier_run_start_the_next_pool(tmp_path: Path) ->
         KnowledgePool(store.path / "knowledge", space, epochs).insert(
             tokens_T, weights, 10, [10] * len(space.graph(tokens_T).blocks))
     store = RunStore.create(tmp_path, "second", "{}", {})
-    freeze_earlier(store, check_earlier(wanted, tmp_path, space, SPLITS), wanted, space)
+    notes = freeze_earlier(store, check_earlier(wanted, tmp_path, space, SPLITS), wanted, space)
+    assert notes == ["run first gives 10 trained blocks to start from"]
     start = KnowledgePool(store.path / "knowledge", space, 2).start(tokens_T, active=True)
     assert (start.hits, start.queries) == (7, 7)
     # Blocks trained for another number of epochs would be an unfair start.
     wanted = wanted.model_copy(update={"warm_start": ["longer"]})
     store = RunStore.create(tmp_path, "third", "{}", {})
-    freeze_earlier(store, check_earlier(wanted, tmp_path, space, SPLITS), wanted, space)
+    notes = freeze_earlier(store, check_earlier(wanted, tmp_path, space, SPLITS), wanted, space)
+    assert notes == ["no trained blocks come from run longer: its blocks were trained for 3 epochs, accuracy.epochs is "
+                     "2 here"]
     assert KnowledgePool(store.path / "knowledge", space, 2).start(tokens_T, active=True).hits == 0
+    # So would those of wider networks; and a run without a pool has none.
+    wider = MnasS16(classes=2, channels=1, width=1.0)
+    for name, width in (("wide", 1.0), ("none", None)):
+        store = RunStore.create(tmp_path, name, "space: {name: mnas-s16, width: 1.0}\naccuracy: training\n", {})
+        if width:
+            KnowledgePool(store.path / "knowledge", wider, 2)
+    wanted = wanted.model_copy(update={"warm_start": ["wide", "none"]})
+    store = RunStore.create(tmp_path, "fourth", "{}", {})
+    wide, none = freeze_earlier(store, check_earlier(wanted, tmp_path, space, SPLITS), wanted, space)
+    assert "run wide:" in wide and "holds blocks of mnas(width=1," in wide and "not of mnas(width=0.25" in wide
+    assert ";" not in wide
+    assert none == "no trained blocks come from run none: it kept none (accuracy.knowledge)"
 
 
 def test_known_networks_come_first_in_the_plan() -> None:

@@ -79,7 +79,7 @@ class Fnas(TrialAnswers):
         for earlier in self.task.earlier:
             self._learn_from(earlier)
         if self._critic.all_samples:
-            self._critic.fit(s.critic.pretraining_steps)
+            self._critic.pretrain(s.critic.pretraining_steps)
 
     @classmethod
     def settings_model(cls) -> type[BaseModel]:
@@ -103,6 +103,8 @@ class Fnas(TrialAnswers):
     def generate(self, budgets_ms: Sequence[float], alternatives: int = 1) -> list[list[Answer]]:
         """Trained architectures at or under each budget by their reward, best first, the fastest if there is none. The
         target T of a reward of latency is the budget; multiply-adds keep their own. `score` is the reward."""
+        if self._inbox:
+            self._advance()  # what the last trials taught belongs to the state that is saved
         if not self.trials:
             return super().generate(budgets_ms, alternatives)
         tokens_NT = np.stack([trial.tokens for trial in self.trials])
@@ -238,7 +240,7 @@ class Fnas(TrialAnswers):
                 self._buffer.add(sample.tokens_T, sample.reward, sample.log_mu_T)
         self._updates += 1
         self._critic.fit(s.critic.steps if s.critic.use else 0)
-        self._note(loss, fresh_mean)
+        self._note(loss, fresh, fresh_mean)
 
     def _baselines(self, fresh: Sequence[Sample], size: int, mean: float) -> Floats:
         """float64[N]: the moving mean, or (`baseline: critic`) what V said before a sample was trained. A trusted
@@ -287,14 +289,14 @@ class Fnas(TrialAnswers):
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _note(self, loss: dict[str, float], fresh_mean: float) -> None:
+    def _note(self, loss: dict[str, float], fresh: Sequence[Sample], fresh_mean: float) -> None:
         doubts, errors = np.array(self._watched).reshape(-1, 2).T
         varied = len(doubts) > 2 and doubts.std() > 0 and errors.std() > 0
         novel = self._counts["trained"] + self._counts["trusted"]
         self._metrics = {
             **{k: float(v) for k, v in self._counts.items()}, "iteration": float(self._updates),
             "reward_mean": fresh_mean, "reward_best": max(self._rewards.values(), default=float("nan")),
-            "trusted_share": self._counts["trusted"] / max(1, novel),
+            "trusted_share": self._counts["trusted"] / max(1, novel), "batch_trusted_share": trusted_share(fresh),
             "critic_error": float(errors.mean()) if len(errors) else float("nan"),
             "critic_spearman": float(spearmanr(doubts, errors)[0]) if varied else float("nan"),
             "buffer": float(len(self._buffer)), "late": float(len(self._outstanding)), **loss}
@@ -303,6 +305,12 @@ class Fnas(TrialAnswers):
 def advantages(rewards_N: Floats, baseline: float | Floats) -> Floats:
     """(R - b) / (std(R) + 1e-3), clipped to +-3: free of the reward's scale (section 3)."""
     return np.clip((rewards_N - baseline) / (rewards_N.std() + DEVIATION_FLOOR), -ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+
+
+def trusted_share(fresh: Sequence[Sample]) -> float:
+    """Of a batch's fresh samples whose reward was not known before."""
+    novel = [sample.kind for sample in fresh if sample.kind != "known"]
+    return novel.count("trusted") / max(1, len(novel))
 
 
 def moving_mean(mean: float, value: float, decay: float) -> float:

@@ -13,6 +13,7 @@ from orchestrator.config import parse_config
 from orchestrator.conformance import SyntheticLatency, check_controller, synthetic_trials
 from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.controller import EarlierRun, Observation, Task
+from orchestrator.controllers.fnas.batch import Sample
 from orchestrator.controllers.fnas.controller import Fnas
 from orchestrator.services import slots_needed
 from searchspaces.errors import ConfigError
@@ -70,6 +71,16 @@ def test_replay_rebuilds_policy_critic_and_buffer() -> None:
     assert original.metrics() == pytest.approx(rebuilt.metrics(), nan_ok=True)
 
 
+def test_the_state_after_the_last_answer_holds_the_last_trials() -> None:
+    controller = fnas(evaluations=12)
+    log = search(controller, 12)
+    controller.generate([9.0])
+    best = max(trial.accuracy for trial in log[-4:] if np.isfinite(trial.accuracy))
+    rewards = {float(e.reward) for e in controller._buffer.entries}
+    taught = {controller._rewards[t.tokens.tobytes()] for t in log[-4:] if np.isfinite(t.accuracy)}
+    assert best and taught <= rewards and not controller._inbox
+
+
 def test_a_forgotten_controller_gives_its_learner_back_at_once() -> None:
     """A cycle would keep it, and its room on a cluster, until a garbage collection happens to come."""
     controller = fnas()
@@ -107,6 +118,35 @@ def test_the_critic_saves_trainings_and_the_cap_holds() -> None:
     assert metrics["trusted_share"] <= 0.5
     assert without.metrics()["trusted"] == 0
     assert metrics["trained"] > 50 and np.isfinite(metrics["critic_error"])
+
+
+def test_metrics_tell_how_good_the_critics_doubt_is_and_what_a_batch_trusted() -> None:
+    controller = fnas()
+    controller._watched.extend([(0.1, 0.2), (0.2, 0.1), (0.3, 0.4), (0.4, 0.3)])
+    kinds = ["trained", "trusted", "known", "trained", "trained"]
+    rows = SPACE.sample_uniform(np.random.default_rng(0), 5)
+    samples = [Sample(row, row.tobytes(), np.zeros(6), 0, np.zeros(3, np.float32), kind=kind)  # type: ignore[arg-type]
+               for row, kind in zip(rows, kinds)]
+    controller._counts |= {"trained": 30, "trusted": 70}
+    controller._note({}, samples, 0.5)
+    metrics = controller.metrics()
+    assert metrics["critic_spearman"] == pytest.approx(0.6) and metrics["critic_error"] == pytest.approx(0.25)
+    assert (metrics["batch_trusted_share"], metrics["trusted_share"]) == (0.25, 0.7)
+
+
+@pytest.mark.parametrize("changes", [
+    {"critic": {"form": "printed", "decision": "uncertainty", "quantile": 0.5}}, {"buffer": {"temperature": None}}],
+    ids=["printed", "temperature"])
+def test_other_forms_search_and_are_replayed(changes: dict[str, Any]) -> None:
+    """They do something else than the defaults, and the log alone rebuilds them."""
+    controller, usual, rebuilt = fnas(**changes), fnas(), fnas(**changes)
+    log, other = search(controller, 60), search(usual, 60)
+    assert [t.tokens.tolist() for t in log] != [t.tokens.tolist() for t in other]
+    assert len({t.tokens.tobytes() for t in log}) == 60
+    metrics = controller.metrics()
+    assert metrics["trusted"] > 0 and metrics["batch_trusted_share"] <= 0.5 and metrics["trusted_share"] <= 0.5
+    rebuilt.observe(log)
+    assert [p.tokens.tolist() for p in rebuilt.propose(5)] == [p.tokens.tolist() for p in controller.propose(5)]
 
 
 def test_nothing_is_trusted_before_enough_was_trained() -> None:
