@@ -29,11 +29,11 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.latencydevice import Device, DeviceHealth, Job, LatencyPoolSettings
+from actors.latencydevice import Device, DeviceHealth, Job, LatencyPoolSettings, Outcome
 from actors.latencyresult import LatencyRequest, LatencyResult
 from actors.latencystatus import PREFIX
 from actors.latencyworker import Probe
-from actors.targets.catalogue import check_options
+from actors.targets.catalogue import check_options, target_class
 from actors.targets.target import CPU_RESOURCE, Claim, LatencySample, TargetIdentity
 from searchspaces.errors import ClusterError, TargetError
 from searchspaces.space import SearchSpace, Tokens
@@ -55,7 +55,7 @@ class LatencyPool:
                  reference_ms: float | None = None) -> None:
         check_options(target, options)
         _check_resources(devices)
-        self._space, self._target = space, target
+        self._space, self._target, self._per_call = space, target, target_class(target).per_call
         self._settings = settings or LatencyPoolSettings()
         self._reference_ms = reference_ms
         self._identity: TargetIdentity | None = None
@@ -186,7 +186,7 @@ class LatencyPool:
         ready = sum(device.probe is not None for device in self._devices)
         share = math.ceil(self._waiting / max(1, ready))
         jobs: list[Job] = []
-        while self._turns and len(jobs) < min(self._settings.per_call, share):
+        while self._turns and len(jobs) < min(self._settings.per_call or self._per_call, share):
             job = self._queues[self._turns[0]][0]
             if jobs and (job.visits != jobs[0].visits or job.model is not None or jobs[0].model is not None):
                 break
@@ -256,8 +256,10 @@ class LatencyPool:
             device.quarantine(f"{probe.host} is {probe.identity.target_id}, this run measures "
                               f"{self._identity.target_id}; latencies of two targets are never mixed")
 
-    def _settle(self, device: Device, job: Job, outcome: LatencySample | str) -> None:
-        if isinstance(outcome, LatencySample):
+    def _settle(self, device: Device, job: Job, outcome: Outcome) -> None:
+        if outcome is None:
+            self._retries.append(job)
+        elif isinstance(outcome, LatencySample):
             assert self._identity is not None and outcome.target_id == self._identity.target_id
             self._finish(job, outcome, "")
         else:

@@ -2,8 +2,8 @@
 
     starting --probe answers--> ready --send--> busy --outcomes--> ready
        ^   |                                     |
-       |   +-- max_failures probes fail --> quarantined (for good)
-       +------ worker died, no answer in time, nothing in the call worked
+       |   +-- max_failures probes fail, or it rests for more than rest_s --> quarantined (for good)
+       +------ worker died, no answer in time, nothing in the call worked, it has to rest
 """
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 from actors.latencystatus import GROUP, NAMESPACE
 from actors.latencyworker import LatencyWorker, Probe
 from actors.targets.target import LatencySample
-from searchspaces.errors import ParetorayError
+from searchspaces.errors import DeviceRestingError, ParetorayError
 from searchspaces.space import SearchSpace, Tokens
 
 log = logging.getLogger(__name__)
 LONGEST_WAIT_S = 30.0
 DeviceState = Literal["starting", "ready", "quarantined"]
+Outcome = LatencySample | str | None    # a string says why there is no sample; None: it was not tried
 
 
 @dataclass(frozen=True)
 class LatencyPoolSettings:
-    """`per_call`: networks that travel in one call. A call may take `time_out_s` for every network and visit in it."""
+    """`per_call`: networks that travel in one call, None: as many as the target says. A call may take `time_out_s` for
+    every network and visit in it. `rest_s`: how long a device may rest (heat, another user) before it is given up."""
 
-    per_call: int = 4
+    per_call: int | None = None
     time_out_s: float = 120.0
     start_time_out_s: float = 60.0
     max_failures: int = 3
     retry_wait_s: float = 0.5
+    rest_s: float = 900.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Device:
         self._jobs = jobs
         self._deadline = time.monotonic() + self._settings.time_out_s * len(jobs) * first.visits
 
-    def receive(self) -> list[tuple[Job, LatencySample | str]]:
+    def receive(self) -> list[tuple[Job, Outcome]]:
         """Outcomes of the call if it has ended or must end now; nothing while it goes on, and for probes."""
         if self.call is None:
             return []
@@ -114,6 +117,8 @@ class Device:
         try:
             answer = ray.get(self.call)
         except RayTaskError as error:           # the worker lives, the call raised
+            if isinstance(error.cause, DeviceRestingError):
+                return self._rest(str(error.cause))
             known = isinstance(error.cause, ParetorayError)
             return self._end(str(error.cause) if known else f"{type(error.cause).__name__}: {error.cause}")
         except ActorUnavailableError as error:
@@ -146,7 +151,7 @@ class Device:
     def close(self) -> None:
         ray.kill(self._handle)
 
-    def _take_in(self, outcomes: list[LatencySample | str]) -> list[tuple[Job, LatencySample | str]]:
+    def _take_in(self, outcomes: list[LatencySample | str]) -> list[tuple[Job, Outcome]]:
         jobs, self._jobs, self.call = self._jobs, [], None
         samples = [outcome for outcome in outcomes if isinstance(outcome, LatencySample)]
         self.measured += len(samples)
@@ -154,7 +159,7 @@ class Device:
             self.probe = None       # the networks, or the device? It is asked before it gets more work
         return list(zip(jobs, outcomes, strict=True))
 
-    def _expire(self) -> list[tuple[Job, LatencySample | str]]:
+    def _expire(self) -> list[tuple[Job, Outcome]]:
         if self._jobs:
             ray.kill(self._handle, no_restart=False)
             return self._end(f"no answer within {self._settings.time_out_s:g} s per network (latency.time_out_s)")
@@ -163,7 +168,7 @@ class Device:
         return self._end(f"the latency worker did not start within {self._settings.start_time_out_s:g} s; it needs "
                          f"{self._options}, and one CPU, free on one node")
 
-    def _end(self, reason: str) -> list[tuple[Job, LatencySample | str]]:
+    def _end(self, reason: str) -> list[tuple[Job, Outcome]]:
         """The call failed as a whole: the jobs go back, the device is probed again after a while."""
         if self.probe is not None:
             self._down_since = time.monotonic()
@@ -175,6 +180,16 @@ class Device:
             if self._failed_probes >= self._settings.max_failures:
                 self.quarantine(reason)
         return [(job, reason) for job in jobs]
+
+    def _rest(self, reason: str) -> list[tuple[Job, Outcome]]:
+        """Nobody's fault: the jobs go back as they were, the device is asked again until it has rested enough."""
+        if self.probe is not None:
+            self._down_since = time.monotonic()
+        jobs, self._jobs, self.call, self.probe, self.trouble = self._jobs, [], None, None, reason
+        self._not_before = time.monotonic() + min(LONGEST_WAIT_S, 10 * self._settings.retry_wait_s)
+        if time.monotonic() - self._down_since > self._settings.rest_s:
+            self.quarantine(f"{reason}; it has rested for {self._settings.rest_s:g} s")
+        return [(job, None) for job in jobs]
 
     def _create(self) -> Any:
         # Retries are the pool's: Ray restarts the process, and only the pool knows which networks may go back to it.

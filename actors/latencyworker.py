@@ -12,7 +12,7 @@ import ray
 from actors.latencystatus import GROUP, Activity, WorkerStatus
 from actors.targets.catalogue import make_target
 from actors.targets.target import LatencySample, LatencyTarget, TargetIdentity, Workload, merge_samples
-from searchspaces.errors import ParetorayError, TargetError
+from searchspaces.errors import DeviceRestingError, ParetorayError, TargetError
 from searchspaces.space import SearchSpace, Tokens
 
 
@@ -65,12 +65,14 @@ class LatencyWorker:
             raise
         self._activity.probed(target.identity(), health)
         if not health.ok:
-            raise TargetError(f"latency target {self._name} on {socket.gethostname()} is not healthy: {health.reason}")
+            kind = DeviceRestingError if health.passing else TargetError
+            raise kind(f"latency target {self._name} on {socket.gethostname()} is not healthy: {health.reason}")
         return Probe(socket.gethostname(), os.getpid(), target.identity(), target.reference_ms())
 
     def measure(self, tokens_NT: Sequence[Tokens], visits: int, reference_ms: float,
                 waiting: int = 0) -> list[LatencySample | str]:
-        """Per architecture a sample, or the reason why there is none. `waiting`: requests still queued in the pool."""
+        """Per architecture a sample, or the reason why there is none. DeviceRestingError where the device has to rest
+        first. `waiting`: requests still queued in the pool."""
         with self._activity.measuring(waiting):
             return self._measure(tokens_NT, visits, reference_ms)
 
@@ -79,6 +81,8 @@ class LatencyWorker:
         with self._activity.measuring(waiting):
             try:
                 return self._visit(self._open(reference_ms), [Workload(onnx=model)], visits)[0]
+            except DeviceRestingError:
+                raise
             except ParetorayError as error:
                 return str(error)
 
@@ -92,6 +96,8 @@ class LatencyWorker:
         try:
             workloads = [Workload(tokens_T=row, graph=self._space.graph(row)) for row in tokens_NT]
             return list(self._visit(target, workloads, visits))
+        except DeviceRestingError:
+            raise
         except ParetorayError as error:
             if len(tokens_NT) == 1:
                 return [str(error)]

@@ -230,10 +230,6 @@ class Config(Section):
                                  "a larger budget is larger on every target")
 
     @property
-    def target(self) -> TargetPlugin:
-        return self.targets[0]
-
-    @property
     def labels(self) -> list[str]:
         """Of the targets, in order."""
         return [target.label for target in self.targets]

@@ -17,7 +17,7 @@ from actors.targets.catalogue import TARGETS, announced, check_options, claims, 
 from actors.targets.target import Claim
 from orchestrator.cluster import is_local
 from orchestrator.config import Config
-from searchspaces.errors import ClusterError, ConfigError, ParetorayError, TargetError
+from searchspaces.errors import ClusterError, ConfigError, NoDeviceError, ParetorayError, TargetError
 
 ANNOUNCE_TIMEOUT_S = 10.0
 GPU, RESERVED = "GPU", ("CPU", "GPU", "memory", "object_store_memory")
@@ -34,11 +34,13 @@ class Kind:
 
 @dataclass(frozen=True)
 class Announcement:
-    """The Ray resources by which this machine offers its devices of a kind, or the reason why it could not be asked."""
+    """The Ray resources by which this machine offers its devices of a kind, or the reason why there are none: `absent`
+    where it simply has none."""
 
     kind: Kind
     resources: Mapping[str, float]
     problem: str = ""
+    absent: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ def named_kinds(names: Sequence[str]) -> list[Kind]:
 def ask(kinds: Sequence[Kind], timeout_s: float = ANNOUNCE_TIMEOUT_S) -> list[Announcement]:
     """What this machine announces, all kinds asked at the same time; what fails says why."""
     answers = bounded([functools.partial(_announced, kind) for kind in kinds], timeout_s)
-    return [Announcement(kind, {}, sentence(answer)) if isinstance(answer, Exception) else
-            Announcement(kind, answer) for kind, answer in zip(kinds, answers)]
+    return [Announcement(kind, {}, sentence(answer), isinstance(answer, NoDeviceError))
+            if isinstance(answer, Exception) else Announcement(kind, answer) for kind, answer in zip(kinds, answers)]
 
 
 def announced_resources(kinds: Iterable[Kind], timeout_s: float = ANNOUNCE_TIMEOUT_S) -> dict[str, float]:

@@ -139,7 +139,7 @@ def measure_table(config: Config, count: int, out: Path | None, address: str | N
     existing = LatencyTable.read(out) if out is not None else None
     stop = StopFlag()
     with connected(config.cluster, address, resources=local_devices(config, address)):
-        target = config.target
+        target = config.targets[0]
         pool = LatencyPool(space, target.name, target.options, devices=device_claims(target.name, target.options),
                            settings=LatencyPoolSettings(time_out_s=config.latency.time_out_s),
                            reference_ms=existing.head["reference_ms"] if existing is not None else None)

@@ -31,6 +31,7 @@ from orchestrator.cluster import connected, is_local
 from orchestrator.config import ClusterSettings, load_config
 from orchestrator.devices import (
     GPU,
+    Announcement,
     DeviceClaim,
     Kind,
     ask,
@@ -126,7 +127,7 @@ def _local_rows(kinds: Sequence[Kind], probe: bool) -> list[DeviceRow]:
 
     place, announcements = Place(platform.node(), ""), ask(kinds)
     rows = [place.row(announcement.kind.name, "", announcement.problem)
-            for announcement in announcements if announcement.problem]
+            for announcement in announcements if announcement.problem and not _uninteresting(announcement)]
     offered: dict[str, float] = {}
     for announcement in announcements:
         offered |= announcement.resources
@@ -143,6 +144,11 @@ def _local_rows(kinds: Sequence[Kind], probe: bool) -> list[DeviceRow]:
             row = _seen(row, Seen("", "", sentence(answer)) if isinstance(answer, Exception) else answer)
         rows.append(row)
     return rows + problems
+
+
+def _uninteresting(announcement: Announcement) -> bool:
+    """A kind of which this machine has nothing, and which nobody configured."""
+    return announcement.absent and not announcement.kind.options
 
 
 # --- a cluster ------------------------------------------------------------------------------------------------------

@@ -26,6 +26,14 @@ class TargetError(ParetorayError):
     """A latency target is absent, unhealthy or cannot run a graph."""
 
 
+class NoDeviceError(TargetError):
+    """This machine has no device of a kind, and no trouble with one either."""
+
+
+class DeviceRestingError(TargetError):
+    """A device cannot measure now and will again by itself: it is hot, or somebody else uses it."""
+
+
 class BudgetError(ParetorayError):
     """A latency budget cannot be met by any architecture of the space on this target."""
 

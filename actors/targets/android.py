@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-from actors.targets.android_adb import PREFIX, Serials, Server, allowed, offered_serials, only
+from actors.targets.android_adb import NO_PHONE, PREFIX, Serials, Server, allowed, offered_serials, only
 from actors.targets.android_device import Phone
 from actors.targets.android_files import MODELS, bounded, digest, program, program_folder, with_batch
 from actors.targets.android_rounds import Progress, without_cold
@@ -27,7 +27,7 @@ from actors.targets.pairing import Protocol, percentile_25
 from actors.targets.reference import graph_hash, reference_graph
 from actors.targets.target import Claim, Health, LatencySample, LatencyTarget, TargetIdentity, Workload
 from searchspaces import plugins
-from searchspaces.errors import ConfigError, ParetorayError, TargetError
+from searchspaces.errors import ConfigError, DeviceRestingError, NoDeviceError, ParetorayError, TargetError
 from searchspaces.onnxgraph import to_onnx
 
 log = logging.getLogger(__name__)
@@ -52,9 +52,11 @@ class AndroidTarget(LatencyTarget):
 
     `serial`: one phone, a list of them, or "all"; may be left out where there is exactly one. `converter`:
     "module:function" from the bytes of an ONNX file to those of the adapter's model file. `cores`: "big" is the fastest
-    cluster and as many more as `threads` needs. `cooling_s`: longest wait for a hot phone, before a call and in
-    `health`. `time_out_s`: of a runner call, per network in it. `reconnect_s`: longest wait for a phone to come back.
+    cluster and as many more as `threads` needs. `cooling_s`: longest wait for a hot phone before a call. `time_out_s`:
+    of a runner call, per network in it. `reconnect_s`: longest wait for a phone to come back.
     """
+
+    per_call = 16
 
     def __init__(self, input_shape: tuple[int, ...], reference_ms: float | None = None, *, runner: str,
                  serial: str | Sequence[str] | None = None,
@@ -94,13 +96,19 @@ class AndroidTarget(LatencyTarget):
 
     @classmethod
     def announced(cls, options: Mapping[str, Any]) -> dict[str, float]:
-        """One resource per phone in state `device`; {} without adbutils, server or phones."""
+        """One resource per phone in state `device`. NoDeviceError without adbutils, server or phones, TargetError where
+        no phone can be used."""
+        server = Server.of(options.get("adb_host"), options.get("adb_port"))
         try:
-            phones = Server.of(options.get("adb_host"), options.get("adb_port")).phones()
+            phones = server.phones()
         except TargetError as error:
-            log.info("no phones are announced: %s", error)
-            return {}
-        return {f"{PREFIX}{serial}": 1.0 for serial, state in phones.items() if state == "device"}
+            raise NoDeviceError(str(error)) from error
+        usable = {f"{PREFIX}{serial}": 1.0 for serial, state in phones.items() if state == "device"}
+        if not phones:
+            raise NoDeviceError(NO_PHONE)
+        if not usable:
+            raise TargetError("; ".join(server.trouble(serial) for serial in sorted(phones)))
+        return usable
 
     @classmethod
     def claims(cls, options: Mapping[str, Any], offered: Mapping[str, float]) -> list[Claim]:
@@ -112,13 +120,15 @@ class AndroidTarget(LatencyTarget):
         return self._identity
 
     def health(self) -> Health:
-        """Tries once to get a lost phone back, and waits for a hot one, within `reconnect_s` and `cooling_s`."""
+        """Tries once to get a lost phone back, within `reconnect_s`. A hot one will be well by itself."""
         try:
             if self._phone.server.trouble(self._phone.serial):
                 self._phone.reconnect()
-            self._cool()
+            heat = look(self._phone).heat(self._max_battery_c)
         except TargetError as error:
             return Health(False, str(error))
+        if heat:
+            return Health(False, f"phone {self._phone.serial} is too hot to measure: {heat}", passing=True)
         return Health(True)
 
     def reference_ms(self) -> float:
@@ -236,12 +246,12 @@ class AndroidTarget(LatencyTarget):
         return self._runner.read(answer.out, paths, plan)
 
     def _cool(self) -> State:
-        """The phone's state once it is cool; TargetError where that takes longer than `cooling_s`."""
+        """The phone's state once it is cool; DeviceRestingError where that takes longer than `cooling_s`."""
         end = time.monotonic() + self._cooling_s
         while heat := (state := look(self._phone)).heat(self._max_battery_c):
             left_s = end - time.monotonic()
             if left_s <= 0:
-                raise TargetError(f"phone {self._phone.serial} is too hot to measure after waiting {self._cooling_s:g} "
-                                  f"s (cooling_s): {heat}")
+                raise DeviceRestingError(f"phone {self._phone.serial} is too hot to measure after waiting "
+                                         f"{self._cooling_s:g} s (cooling_s): {heat}")
             time.sleep(min(COOL_POLL_S, left_s))
         return state

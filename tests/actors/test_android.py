@@ -15,14 +15,13 @@ import pytest
 from actors.conformance import check_target
 from actors.latency import LatencyPool, LatencyPoolSettings
 from actors.latencyworker import LatencyWorker
-from actors.targets.android import AndroidTarget
 from actors.targets.android_files import FOLDER
 from actors.targets.catalogue import announced, claims, make_target
 from actors.targets.pairing import median_stderr, paired_ratios
 from actors.targets.reference import reference_graph
 from actors.targets.target import Claim, Workload
 from searchspaces.catalogue import make_space
-from searchspaces.errors import ConfigError, TargetError
+from searchspaces.errors import ConfigError, NoDeviceError, TargetError
 from searchspaces.onnxgraph import to_onnx
 from tests.actors.adbchain import PYTHON_RUNNER, QUICK_RUNNER, SHAPE, attached_phone, quick_target
 from tests.actors.adbdevice import AdbDevice, wait_until
@@ -183,7 +182,8 @@ def test_which_phones_are_announced_and_claimed(adb_port: int, phone: AdbDevice,
 def test_no_adb(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TargetError, match="no adb server answers at 127.0.0.1:1; start one with `adb start-server`"):
         make_target("android", {"runner": QUICK_RUNNER, "serial": "x", "adb_port": 1}, SHAPE)
-    assert announced("android", {"adb_port": 1}) == {}
+    with pytest.raises(NoDeviceError, match="no adb server answers"):
+        announced("android", {"adb_port": 1})
 
     def none() -> str:
         raise adbutils.AdbError("no adb")
@@ -194,7 +194,8 @@ def test_no_adb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "adbutils", None)
     with pytest.raises(TargetError, match=r"pip install 'paretoray\[android\]'"):
         make_target("android", {"runner": QUICK_RUNNER, "adb_port": 1}, SHAPE)
-    assert announced("android", {}) == {}
+    with pytest.raises(NoDeviceError, match="adbutils, which is not installed"):
+        announced("android", {})
 
 
 def test_no_phone(adb_port: int) -> None:
@@ -250,4 +251,3 @@ def test_needs_no_adbutils_to_be_imported() -> None:
     text = "import sys; sys.modules['adbutils'] = None; from actors.targets import catalogue; print(catalogue.TARGETS)"
     run = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120.0)
     assert "AndroidTarget" in run.stdout, run.stderr
-    assert AndroidTarget.announced({"adb_port": 1}) == {}

@@ -15,8 +15,8 @@ from actors.targets import android
 from actors.targets.android import AndroidTarget, PushedModel
 from actors.targets.android_files import FOLDER
 from actors.targets.reference import reference_graph
-from actors.targets.target import LatencySample, Workload
-from searchspaces.errors import TargetError
+from actors.targets.target import Health, LatencySample, Workload
+from searchspaces.errors import DeviceRestingError, TargetError
 from searchspaces.onnxgraph import to_onnx
 from tests.actors.adbchain import adb_server, attached_phone, quick_target, state
 from tests.actors.adbdevice import AdbDevice, RunFault, wait_until
@@ -215,8 +215,10 @@ def test_hot_phone(target: AndroidTarget, phone: AdbDevice, status: int, battery
     handles = target.prepare([NETWORK])
     phone.heat(status, battery_c)
     calls = len(phone.commands)
-    for said in (lambda: target.health().reason, lambda: _refusal(target, handles)):
-        assert said() == (f"phone {phone.serial} is too hot to measure after waiting 0.3 s (cooling_s): {reason}")
+    assert target.health() == Health(False, f"phone {phone.serial} is too hot to measure: {reason}", passing=True)
+    with pytest.raises(DeviceRestingError) as refused:
+        target.measure(handles)
+    assert str(refused.value) == f"phone {phone.serial} is too hot to measure after waiting 0.3 s (cooling_s): {reason}"
     assert not any("taskset" in command for command in phone.commands[calls:])
     target._cooling_s = 20.0
     with later(0.2, lambda: phone.heat(0, 31.0)):

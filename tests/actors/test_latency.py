@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +219,31 @@ def test_cpu_target_survives_a_kill_and_keeps_its_core_and_reference(ray_local: 
     assert pool.measure_onnx(slowest).ratio > 0
     pool.close()
     pool.close()
+
+
+def test_a_device_that_rests_is_waited_for_and_nobody_is_blamed(make_pool: Callable[..., LatencyPool],
+                                                                tmp_path: Path) -> None:
+    hot = tmp_path / "hot"
+    pool = make_pool(hot=str(hot), settings=replace(QUICK, retry_wait_s=0.02))
+    pool.identity()
+    hot.touch()
+    pool.submit([LatencyRequest(tokens_T) for tokens_T in row(*range(6, 12))])
+    deadline = time.monotonic() + 60
+    while pool.health()[0].reason != "it is hot" and time.monotonic() < deadline:
+        assert pool.collect(0.1) == []
+    for _ in range(20):     # many more refusals than a failing device is allowed
+        assert pool.collect(0.05) == []
+    assert "it is hot" in pool.health()[0].reason and pool.health()[0].state == "starting"
+    hot.unlink()
+    results = []
+    while pool.outstanding and time.monotonic() < deadline:
+        results += pool.collect(0.5)
+    assert len(results) == 6 and not any(result.error for result in results)
+
+
+def test_a_device_that_rests_too_long_is_given_up(make_pool: Callable[..., LatencyPool], tmp_path: Path) -> None:
+    hot = tmp_path / "hot"
+    hot.touch()
+    pool = make_pool(hot=str(hot), settings=replace(QUICK, retry_wait_s=0.02, rest_s=0.5))
+    with pytest.raises(TargetError, match="it is hot; it has rested for 0.5 s"):
+        pool.identity()
