@@ -1,6 +1,7 @@
 """On which device a process trains."""
 from __future__ import annotations
 
+import logging
 import os
 from typing import Literal
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from searchspaces.errors import ConfigError
 
+log = logging.getLogger(__name__)
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -18,10 +20,14 @@ def training_device(wanted: Device) -> torch.device:
 
     On a GPU, from then on, only deterministic kernels and full float32 products.
     """
-    usable = torch.cuda.is_available() and _granted()
+    granted = _granted()
+    usable = torch.cuda.is_available() and granted is not False
     if wanted == "cuda" and not usable:
         raise ConfigError("device 'cuda' is asked for and this worker has no GPU; declare GPUs for it, or use 'auto' "
                           "or 'cpu'")
+    if granted and wanted == "auto" and not usable:
+        log.warning("Ray gave this worker a GPU that torch %s cannot use, so it works on the CPU; install a torch "
+                    "built for CUDA or set gpus: 0", torch.__version__)
     if wanted == "cpu" or not usable:
         return torch.device("cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first handle is made
@@ -36,8 +42,11 @@ def device_of(module: nn.Module) -> torch.device:
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
-def _granted() -> bool:
-    """Ray hides no GPU from a worker that has declared none, so that CPU workers would crowd the first one."""
+def _granted() -> bool | None:
+    """Has Ray given this worker a GPU, or a share of one? None for a driver, and for a process without Ray.
+
+    Ray hides no GPU from a worker that has declared none, so that CPU workers would crowd the first one.
+    """
     if not ray.is_initialized() or ray.get_runtime_context().get_task_id() is None:
-        return True  # a driver, or a process without Ray
+        return None
     return bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from actors.data import Prepared, mapped
-from actors.devices import device_of
+from actors.devices import Device, device_of, training_device
 from searchspaces.errors import EvaluationError, ParetorayError
 from searchspaces.network import input_of, recalibrate_batch_norm
 from searchspaces.space import SearchSpace, Tokens
@@ -34,6 +34,7 @@ from searchspaces.supernet import Supernet
 
 log = logging.getLogger(__name__)
 EVALUATION_BATCH = 64  # measured on CPU: activations stay in the cache; batches of 250 take twice as long
+GPU_BATCH = 512        # a GPU idles on small ones
 Weights = Mapping[str, NDArray[np.generic]]
 
 
@@ -133,13 +134,17 @@ class SupernetEvaluator(Evaluator):
     source = "supernet"
 
     def __init__(self, space: SearchSpace, validation: Prepared, calibration: Prepared, *,
-                 calibration_batch: int = 100, batch: int = EVALUATION_BATCH) -> None:
+                 calibration_batch: int = 100, batch: int | None = None, device: Device = "auto") -> None:
+        """`device` auto: the GPU where this process has been given one; both sets of images are kept there."""
         self.space = space
-        self._supernet: Supernet = space.make_supernet()  # the skeleton; built once, refilled by every version
+        self._device = training_device(device)
+        # The skeleton; built once, refilled by every version.
+        self._supernet: Supernet = space.make_supernet().to(self._device)
         self._supernet.eval()
-        self._images, self._labels = mapped(validation.images), mapped(validation.labels)
-        self._calibration = even_chunks(mapped(calibration.images), calibration_batch)
-        self._batch = batch
+        self._images = mapped(validation.images).to(self._device)
+        self._labels = mapped(validation.labels).to(self._device)
+        self._calibration = even_chunks(mapped(calibration.images).to(self._device), calibration_batch)
+        self._batch = batch or (EVALUATION_BATCH if self._device.type == "cpu" else GPU_BATCH)
 
     def set_weights(self, version: int, weights: Weights) -> None:
         # Plain load_state_dict copies; assign=True would let torch write into every reader's memory.
@@ -155,7 +160,7 @@ class SupernetEvaluator(Evaluator):
 
     def network(self, tokens_T: Tokens) -> nn.Module:
         """The stand-alone network with its own batch-norm statistics, in evaluation mode."""
-        network = self._supernet.extract(tokens_T).eval()
+        network = self._supernet.extract(tokens_T).to(self._device).eval()
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # depthwise layers run faster
         recalibrate_batch_norm(network, self._calibration)
         return network
@@ -190,10 +195,11 @@ class SupernetEvaluatorFactory:
     validation: Prepared | ray.ObjectRef
     calibration: Prepared | ray.ObjectRef
     calibration_batch: int = 100
-    batch: int = EVALUATION_BATCH
+    batch: int | None = None
+    device: Device = "auto"
 
     def __call__(self) -> SupernetEvaluator:
         validation, calibration = (ray.get(data, timeout=300) if isinstance(data, ray.ObjectRef) else data
                                    for data in (self.validation, self.calibration))
         return SupernetEvaluator(self.space, validation, calibration, calibration_batch=self.calibration_batch,
-                                 batch=self.batch)
+                                 batch=self.batch, device=self.device)

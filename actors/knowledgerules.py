@@ -10,6 +10,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,7 @@ from actors.wholefile import write_whole
 from searchspaces.graph import Block
 
 log = logging.getLogger(__name__)
-WINDOW = 200            # queries of searched blocks
-LEAST_HIT_RATIO = 0.99
+REMEMBERED = 1000       # architectures whose batch is known; more are not under way
 Entries = Mapping[BlockId, Entry]
 
 
@@ -52,21 +52,59 @@ def best_match(block: Block, entries: Entries) -> Entry | None:
     return min(tied, key=lambda entry: (abs(entry.lineage - median), -entry.written_ns))
 
 
-class Gate:
-    """Is the pool switched on for this search? The hits of the last queries, kept in a small file if one is given."""
+@dataclass(frozen=True)
+class GateSettings:
+    """The pool is switched on once `least_hits` of the last `window` queries of searched blocks were hits."""
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self.recent: deque[bool] = deque(maxlen=WINDOW)
+    window: int = 200
+    least_hits: float = 0.99
+
+
+USUAL_GATE = GateSettings()
+
+
+class Gate:
+    """Is the pool switched on for this search, and for which of its batches? Kept in a small file if one is given.
+
+    Batches are numbered upwards. A batch is warm if the pool was on when it was first announced, and all later ones
+    are: so one number says it all, and asking again, after a restart or while an older batch has trainings that have
+    not begun, gives the same answer.
+    """
+
+    def __init__(self, path: Path | None, settings: GateSettings = USUAL_GATE) -> None:
+        self._path, self._settings = path, settings
+        self.recent: deque[bool] = deque(maxlen=settings.window)
         self.on = False
-        self.batch: bool | None = None      # the decision for the current batch, if somebody draws that line
+        self._begun, self._warm_from = -1, None  # type: int, int | None
+        self._batch_of: dict[str, int] = {}      # by arch_id
         if path is not None and path.exists():
             try:
                 state = json.loads(path.read_bytes())
                 self.recent.extend(bool(hit) for hit in state["recent"])
-                self.on, self.batch = bool(state["on"]), state["batch"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                self.on, self._begun, self._warm_from = bool(state["on"]), int(state["begun"]), state["warm_from"]
+                self._batch_of = {str(arch_id): int(batch) for arch_id, batch in state["batch_of"].items()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 log.warning("%s is damaged (%s); the hits of recent queries are counted anew", path, error)
+
+    def begin(self, batch: int, arch_ids: Sequence[str]) -> bool:
+        """These architectures belong to `batch`: all of them start warm, or none. Which?"""
+        if batch > self._begun:
+            self._begun = batch
+            if self.on and self._warm_from is None:
+                self._warm_from = batch
+        self._batch_of |= dict.fromkeys(arch_ids, batch)
+        for arch_id in list(self._batch_of)[:-REMEMBERED]:
+            del self._batch_of[arch_id]
+        self.save()
+        return self._is_warm(batch)
+
+    def decision(self, arch_id: str) -> tuple[bool, int | None]:
+        """(does it start warm, its batch); without a batch it does as soon as the pool is on."""
+        batch = self._batch_of.get(arch_id)
+        return (self.on if batch is None else self._is_warm(batch)), batch
+
+    def _is_warm(self, batch: int) -> bool:
+        return self._warm_from is not None and batch >= self._warm_from
 
     @property
     def hit_ratio(self) -> float:
@@ -75,12 +113,14 @@ class Gate:
 
     def record(self, hits: Sequence[bool]) -> None:
         self.recent.extend(hits)
-        self.on = self.on or (len(self.recent) == WINDOW and self.hit_ratio >= LEAST_HIT_RATIO)
+        full = len(self.recent) == self._settings.window
+        self.on = self.on or (full and self.hit_ratio >= self._settings.least_hits)
         self.save()
 
     def save(self) -> None:
         if self._path is not None:
-            state = {"recent": [int(hit) for hit in self.recent], "on": self.on, "batch": self.batch}
+            state = {"recent": [int(hit) for hit in self.recent], "on": self.on, "begun": self._begun,
+                     "warm_from": self._warm_from, "batch_of": self._batch_of}
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(self._path, json.dumps(state).encode())

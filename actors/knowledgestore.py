@@ -23,7 +23,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -135,23 +135,25 @@ class KnowledgeStore:
 
     # --- compaction --------------------------------------------------------------------------------------------------
 
-    def compact(self) -> None:
-        """See the module docstring. Returns at once if another process is at it, or if the disk refuses."""
+    def compact(self, oldest_ns: int = 0) -> None:
+        """See the module docstring; entries written before `oldest_ns` go too. Returns at once if another process is at
+        it, or if the disk refuses."""
         try:
             with open(self._folder / ".lock", "wb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._compact()
+                self._compact(oldest_ns)
         except BlockingIOError:
             log.debug("another process compacts %s", self._folder)
         except OSError as error:
             log.warning("the knowledge pool %s cannot be compacted (%s)", self._folder, error.strerror or error)
 
-    def _compact(self) -> None:
+    def _compact(self, oldest_ns: int) -> None:
         self._look()
         rows = [entry for part in self._parts.values() for entry in part]
         files = {path.name for path in self._entries.glob("*.safetensors")}     # after the rows: theirs are all there
         rows += filter(None, (self._adopted(name) for name in files - {row.file for row in rows}))
-        kept = self._within_limit(newest(row for row in rows if row.file in files and row.file not in self._gone))
+        living = newest(row for row in rows if row.file in files and row.file not in self._gone)
+        kept = self._within_limit([entry for entry in living.values() if entry.written_ns >= oldest_ns])
         old_parts = set(self._parts)
         if len(old_parts) > 1 or set(kept) != {row for part in self._parts.values() for row in part}:
             self._write_part(kept)
@@ -163,9 +165,9 @@ class KnowledgeStore:
                 if time.time() - path.stat().st_mtime > ABANDONED_S:
                     path.unlink()
 
-    def _within_limit(self, entries: Mapping[BlockId, Entry]) -> list[Entry]:
+    def _within_limit(self, entries: Sequence[Entry]) -> list[Entry]:
         """The newest entries that fit into the size limit together, oldest first."""
-        newest_first = sorted(entries.values(), key=lambda entry: entry.written_ns, reverse=True)
+        newest_first = sorted(entries, key=lambda entry: entry.written_ns, reverse=True)
         total = np.cumsum([entry.size_bytes for entry in newest_first])
         return newest_first[:int((total <= self._maximum_bytes).sum())][::-1]
 

@@ -31,6 +31,7 @@ import ray
 
 from actors.latencydevice import Device, DeviceHealth, Job, LatencyPoolSettings
 from actors.latencyresult import LatencyRequest, LatencyResult
+from actors.latencystatus import PREFIX
 from actors.latencyworker import Probe
 from actors.targets.catalogue import check_options
 from actors.targets.target import CPU_RESOURCE, Claim, LatencySample, TargetIdentity
@@ -66,7 +67,7 @@ class LatencyPool:
         self._tickets = 0
         self._submitted: set[int] = set()
         self._done: dict[int, LatencyResult] = {}
-        self._devices = [Device(f"latency-{target}-{index}-{uuid.uuid4().hex[:6]}", claim.actor,
+        self._devices = [Device(f"{PREFIX}{target}-{index}-{uuid.uuid4().hex[:6]}", claim.actor,
                                 (space, target, {**options, **claim.options}), self._settings)
                          for index, claim in enumerate(devices)]
 
@@ -174,12 +175,16 @@ class LatencyPool:
             self._queues[job.client] = deque()
         self._queues[job.client].append(job)
 
+    @property
+    def _waiting(self) -> int:
+        return len(self._retries) + sum(map(len, self._queues.values()))
+
     def _take(self) -> list[Job]:
         """The next call's jobs: a failed one alone, else one per client in turn, all with the same visits."""
         if self._retries:
             return [self._retries.popleft()]
         ready = sum(device.probe is not None for device in self._devices)
-        share = math.ceil(sum(map(len, self._queues.values())) / max(1, ready))
+        share = math.ceil(self._waiting / max(1, ready))
         jobs: list[Job] = []
         while self._turns and len(jobs) < min(self._settings.per_call, share):
             job = self._queues[self._turns[0]][0]
@@ -223,7 +228,7 @@ class LatencyPool:
                 device.send_probe(self._reference_ms)
             elif device.ready and (jobs := self._take()):
                 assert self._reference_ms is not None
-                device.send(jobs, self._reference_ms)
+                device.send(jobs, self._reference_ms, self._waiting)
 
     def _pump(self, patience_s: float) -> None:
         """One step: send what can be sent, wait a little, take in what came back or took too long."""

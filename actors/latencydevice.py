@@ -16,6 +16,7 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
+from actors.latencystatus import GROUP, NAMESPACE
 from actors.latencyworker import LatencyWorker, Probe
 from actors.targets.target import LatencySample
 from searchspaces.errors import ParetorayError
@@ -95,11 +96,12 @@ class Device:
         self.call = self._handle.probe.remote(reference_ms)
         self._deadline = time.monotonic() + self._settings.start_time_out_s
 
-    def send(self, jobs: list[Job], reference_ms: float) -> None:
+    def send(self, jobs: list[Job], reference_ms: float, waiting: int) -> None:
+        """`waiting`: requests that stay behind in the queue."""
         first = jobs[0]
-        self.call = (self._handle.measure_file.remote(first.model, first.visits, reference_ms)
+        self.call = (self._handle.measure_file.remote(first.model, first.visits, reference_ms, waiting)
                      if first.model is not None else
-                     self._handle.measure.remote([job.tokens_T for job in jobs], first.visits, reference_ms))
+                     self._handle.measure.remote([job.tokens_T for job in jobs], first.visits, reference_ms, waiting))
         self._jobs = jobs
         self._deadline = time.monotonic() + self._settings.time_out_s * len(jobs) * first.visits
 
@@ -139,6 +141,7 @@ class Device:
     def quarantine(self, reason: str) -> None:
         log.warning("latency device %s is quarantined: %s", self.name, reason)
         self.quarantined, self.probe = reason, None
+        self._handle.quarantine.remote(reason)      # nobody waits for the answer: the worker may be gone
 
     def close(self) -> None:
         ray.kill(self._handle)
@@ -176,7 +179,7 @@ class Device:
     def _create(self) -> Any:
         # Retries are the pool's: Ray restarts the process, and only the pool knows which networks may go back to it.
         self._created += 1
-        options = {"name": f"{self.name}-{self._created}", "num_cpus": 1, "max_restarts": -1, "max_task_retries": 0,
-                   **self._options}
-        worker: Any = ray.remote(LatencyWorker)
+        options = {"name": f"{self.name}-{self._created}", "namespace": NAMESPACE, "num_cpus": 1, "max_restarts": -1,
+                   "max_task_retries": 0, **self._options}
+        worker: Any = ray.remote(concurrency_groups={GROUP: 1})(LatencyWorker)  # type: ignore[call-overload]
         return worker.options(**options).remote(*self._arguments)

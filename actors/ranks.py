@@ -64,7 +64,7 @@ class RankGroup:
         self._settings = settings
         data = ray.put(train)  # one copy per node for all ranks there
         actor: Any = ray.remote(RankActor)
-        handles = [actor.options(num_cpus=settings.num_cpus, max_restarts=0).remote(
+        handles = [actor.options(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, max_restarts=0).remote(
             space, data, preprocessing, settings, f"supernet-rank-{rank}") for rank in range(1, settings.workers)]
         self.handles = _those_that_start(handles, settings.rank_time_out_s)
         self.ranks = 1 + len(self.handles)

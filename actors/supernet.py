@@ -78,7 +78,8 @@ class SupernetActor:
                 "epoch": self._trainer.epoch, "epochs": self._settings.epochs, "version": self._trainer.epoch,
                 "workers": self._group.ranks if self._group else 1,
                 "rank_pids": self._group.pids() if self._group else [], "damaged": list(self._damaged),
-                "host": socket.gethostname(), "pid": os.getpid()}
+                "device": self._trainer.device.type, "host": socket.gethostname(),
+                "pid": os.getpid()}
 
     def train_epoch(self) -> dict[str, Any]:
         """Trains the next epoch, writes its checkpoint and returns `status()`. Does nothing after the last epoch."""
@@ -141,7 +142,7 @@ class SupernetActor:
         """Weights of one subnet after `epochs` of its own training, batch-norm statistics recalibrated. The supernet
         stays as it is. StoreError if it holds another `version` than asked for."""
         self._check_version(version)
-        network = self._trainer.training.supernet.extract(tokens_T)
+        network = self._trainer.training.supernet.extract(tokens_T).to(self._trainer.device)
         return fine_tuned_weights(network, self._batches(), epochs, learning_rate, self._settings.calibration_images)
 
     def mixture_gradient(self, mixture: Sequence[NDArray[np.floating]],
@@ -149,12 +150,13 @@ class SupernetActor:
         """The narrow second interface of gradient systems: cross-entropy on one training batch of the mixture of
         choices (`Supernet.forward_mixture`), and its gradient with respect to each position's weights float[V_t]."""
         batches = self._batches()
-        images, labels = batches.get(*divmod(batch_index, batches.steps))
-        weights = [torch.tensor(np.asarray(w), dtype=torch.float32, requires_grad=True) for w in mixture]
+        device = self._trainer.device
+        images, labels = (tensor.to(device) for tensor in batches.get(*divmod(batch_index, batches.steps)))
+        weights = [torch.tensor(np.asarray(w), dtype=torch.float32, device=device, requires_grad=True) for w in mixture]
         supernet = self._trainer.training.supernet.train()
         loss = torch.nn.functional.cross_entropy(supernet.forward_mixture(images, weights), labels)
         gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-        return float(loss.detach()), [np.zeros(len(w), np.float32) if g is None else g.numpy()
+        return float(loss.detach()), [np.zeros(len(w), np.float32) if g is None else g.cpu().numpy()
                              for w, g in zip(weights, gradients)]
 
     # --- inside ------------------------------------------------------------------------------------------------------
@@ -192,7 +194,7 @@ class SupernetActor:
 
     def _probe(self, tokens_T: Tokens) -> float:
         """Accuracy of one subnet on a few training images, with statistics of these images."""
-        network = self._trainer.training.supernet.extract(tokens_T)
+        network = self._trainer.training.supernet.extract(tokens_T).to(self._trainer.device)
         batches = self._batches()
         recalibrate(network, self._train, batches, PROBE_IMAGES)
         probe = calibration_images(self._train, PROBE_IMAGES, batches.seed)
@@ -211,11 +213,10 @@ class SupernetService:
     """
 
     def __init__(self, space: SearchSpace, train: Images, preprocessing: Preprocessing, settings: SupernetSettings,
-                 checkpoint_dir: str | Path, name: str = NAME, num_gpus: float = 0,
-                 check: Callable[[], None] = lambda: None) -> None:
+                 checkpoint_dir: str | Path, name: str = NAME, check: Callable[[], None] = lambda: None) -> None:
         self._train = ray.put(train)
         self._parts = (space, [self._train], preprocessing, settings, str(Path(checkpoint_dir).absolute()))
-        self._name, self._num_gpus = name, num_gpus
+        self._name = name
         self.actor = self._start(check)
 
     def _start(self, check: Callable[[], None]) -> Any:
@@ -224,7 +225,7 @@ class SupernetService:
         settings = self._parts[3]
         for _ in range(START_ATTEMPTS):
             options: Any = ray.remote(SupernetActor).options(
-                name=f"{self._name}.{uuid.uuid4().hex[:6]}", num_cpus=settings.num_cpus, num_gpus=self._num_gpus,
+                name=f"{self._name}.{uuid.uuid4().hex[:6]}", num_cpus=settings.num_cpus, num_gpus=settings.num_gpus,
                 max_restarts=-1, max_task_retries=-1)  # every method may be called again
             with _silent_stderr():  # Ray warns that the images must be kept alive, which `_train` does
                 actor = options.remote(*self._parts)
@@ -240,8 +241,8 @@ class SupernetService:
             log.warning("the supernet actor did not start within %g s; starting another one", START_TIME_OUT_S)
             ray.kill(actor)
         raise ClusterError(f"the supernet actor did not start in {START_ATTEMPTS * START_TIME_OUT_S:g} s; it needs "
-                           f"{settings.num_cpus:g} CPU and {self._num_gpus:g} GPU free on one node, lower "
-                           "supernet.cpus or add nodes")
+                           f"{settings.num_cpus:g} CPU and {settings.num_gpus:g} GPU free on one node, lower "
+                           "supernet.cpus or supernet.gpus, or add nodes")
 
     def publish(self, timeout_s: float | None = None, version: int | None = None) -> tuple[int, ray.ObjectRef]:
         """(version, reference to the current weights), mapped once per node by whoever gets it. StoreError if they are

@@ -201,7 +201,8 @@ class ProxyEvaluator(Evaluator):
             return details
         start = trained.start
         lineage = start["lineage"]
-        return details | {"warm": float(start["active"]), "hits": start["hits"], "queries": start["queries"],
+        batch = {name: start[name] for name in ("batch",) if name in start}
+        return details | batch | {"warm": float(start["active"]), "hits": start["hits"], "queries": start["queries"],
                           "lineage_min": trained.iterations + min(lineage, default=0),
                           "lineage_max": trained.iterations + max(lineage, default=0)}
 

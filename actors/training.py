@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from actors.data import Augmentation, Batches, Images, Preprocessing
+from actors.devices import Device, training_device
 from searchspaces.space import SearchSpace
 from searchspaces.training import SupernetTraining, TrainingSettings
 
@@ -18,7 +19,7 @@ from searchspaces.training import SupernetTraining, TrainingSettings
 @dataclass(frozen=True)
 class SupernetSettings:
     """`batch_size` is that of all `workers` together, so that their number changes the speed and not the training.
-    `num_cpus` and `num_gpus` are each worker's."""
+    `num_cpus` and `num_gpus` are each worker's. `device` auto: the GPU where the worker has been given one."""
 
     training: TrainingSettings = field(default_factory=TrainingSettings)
     epochs: int = 30
@@ -28,6 +29,8 @@ class SupernetSettings:
     calibration_images: int = 2000
     workers: int = 1
     num_cpus: float = 1
+    num_gpus: float = 0
+    device: Device = "auto"
     rank_time_out_s: float = 60.0
 
 
@@ -42,7 +45,7 @@ class Ring:
     def sum_scaled(self, tensors: Iterable[Tensor], scale: float) -> None:
         """Each tensor becomes the sum over the ranks of `scale` times itself; one message for all of them."""
         tensors = list(tensors)
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).mul_(scale)
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).mul_(scale).cpu()
         dist.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
             tensor.copy_(part.view(tensor.shape))
@@ -63,7 +66,8 @@ class Trainer:
         self.batches = Batches(train, preprocessing, settings.augmentation, batch, settings.seed, rank, ranks)
         torch.manual_seed(settings.seed)  # the same initial weights on every rank and after every restart
         total = settings.epochs * self.batches.steps
-        self.training = SupernetTraining(space.make_supernet(), settings.training, total, settings.seed)
+        self.device = training_device(settings.device)
+        self.training = SupernetTraining(space.make_supernet().to(self.device), settings.training, total, settings.seed)
         self._ring: Ring | None = None
 
     @property
@@ -91,7 +95,8 @@ class Trainer:
         order = self.batches.order(epoch)
         sums = {"loss": 0.0, "accuracy": 0.0}
         for step in range(self.batches.steps):
-            scalars = self.training.step(*self.batches.get(epoch, step, order))
+            images, labels = (tensor.to(self.device) for tensor in self.batches.get(epoch, step, order))
+            scalars = self.training.step(images, labels)
             sums = {name: total + scalars[name] for name, total in sums.items()}
         if self._ring is not None:
             self._average_statistics(self._ring)

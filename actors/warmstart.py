@@ -40,7 +40,8 @@ class KnowledgeLink:
             log.warning("the knowledge pool gives no answer (%s); training starts cold", _first_line(error))
             return {"active": False, "hits": 0, "queries": 0, "lineage": [0] * len(network.graph.blocks)}
         inherit(network, start.sources)
-        return {"active": start.active, "hits": start.hits, "queries": start.queries, "lineage": list(start.lineage)}
+        numbers = {"active": start.active, "hits": start.hits, "queries": start.queries, "lineage": list(start.lineage)}
+        return numbers if start.batch is None else numbers | {"batch": start.batch}
 
     def insert(self, tokens_T: Tokens, weights: Mapping[str, NDArray[np.generic]], iterations: int,
                lineage: Sequence[int]) -> None:

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+Gpus = Annotated[float, Field(ge=0)] | Literal["auto"]  # of one worker; for auto see orchestrator/gpus.py
+
 
 class SupernetAccuracy(BaseModel):
     """Scored with the weights of the shared network; section `supernet` says how that is trained."""
@@ -34,16 +36,21 @@ class Recipe(BaseModel):
     crop_padding: int = Field(1, ge=0, description="pixels of padding before a random crop")
     workers: int | Literal["auto"] = Field("auto", description="trainers at once; auto: as many as CPUs and GPUs allow")
     cpus: int = Field(1, ge=1, description="threads of each trainer")
-    gpus: float = Field(0, ge=0, description="GPUs of each trainer; a fraction shares one")
+    gpus: Gpus = Field("auto", description="GPUs of each trainer; a fraction shares one; auto: what there is")
 
 
 class TrainingAccuracy(Recipe):
     """Every architecture is trained for `epochs`. `knowledge`: a pool of trained blocks that initialises new models
-    (off; own: in the run folder; or the path of a pool that several runs share)."""
+    (off; own: in the run folder; or the path of a pool that several runs share). Models start cold until
+    `knowledge_hits` of the last `knowledge_window` blocks asked for had a close enough match there."""
 
     source: Literal["training"] = "training"
     epochs: int = Field(1, ge=1)
     knowledge: str = Field("off", description="off, own, or the path of a pool shared by several runs")
+    knowledge_mb: float = Field(2000, gt=0, description="the pool's largest size on disk; its oldest blocks go")
+    knowledge_window: int = Field(200, ge=1, description="blocks asked for last that decide whether the pool is used")
+    knowledge_hits: float = Field(0.99, gt=0, le=1, description="share of them that must have a close match; 0.99 as "
+                                                                "printed")
 
 
 class TableAccuracy(Recipe):

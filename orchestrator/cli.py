@@ -24,6 +24,7 @@ stderr = Console(stderr=True)
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
 Address = Annotated[str | None, typer.Option(help="host:port of an existing Ray cluster; default: a local one.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one key: section.key=value. Repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or the path of its folder.")]
 RUNS = Path("runs")
 
@@ -53,8 +54,14 @@ def resume(run: RunName, address: Address = None, runs: Runs = RUNS) -> None:
 @app.command()
 def generate(run: RunName,
              budget: Annotated[list[str], typer.Option(help="Latency budget such as 2.5ms. Repeatable.")],
+             target: Annotated[str | None, typer.Option(help="Label of the target whose budgets these are; needed for "
+                                                             "a run with several.")] = None,
+             address: Annotated[str | None, typer.Option(help="host:port of a Ray cluster with the run's devices; "
+                                                              "default: this machine, without Ray.")] = None,
              runs: Runs = RUNS) -> None:
     """A trained, measured ONNX file for a budget nobody asked for before, from a finished run."""
+    if address is not None:
+        prepare_environment(address)
     from orchestrator.config import parse_budget
     from orchestrator.generate import generate_models
 
@@ -62,35 +69,90 @@ def generate(run: RunName,
         budgets = [parse_budget(value) for value in budget]
     except ValueError as error:
         raise ConfigError(f"--budget {error}") from error
-    generate_models(run, budgets, runs=runs)
+    generate_models(run, budgets, target=target, runs=runs, address=address)
 
 
 @app.command()
 def measure(config: Annotated[Path, typer.Argument(help="YAML file with 'space' and 'target' sections.")],
             count: Annotated[int, typer.Option(min=1, help="Random architectures to measure.")] = 200,
             out: Annotated[Path | None, typer.Option(help="Parquet file; default: latency-TARGET.parquet.")] = None,
+            target: Annotated[str | None, typer.Option(help="Label of the target, where there are several.")] = None,
             set_: Set = None, address: Address = None) -> None:
     """Measure random architectures on the target and write a Parquet table; an existing table is continued."""
     prepare_environment(address)
     from orchestrator.config import load_config
-    from orchestrator.measure import measure_table
+    from orchestrator.measure import measure_table, with_target
 
-    measure_table(load_config(config, set_ or []), count, out, address)
+    measure_table(with_target(load_config(config, set_ or []), target), count, out, address)
 
 
 @app.command()
-def targets(config: Annotated[Path | None, typer.Option(help="Also check this configuration's target.")] = None,
-            as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-            address: Address = None) -> None:
-    """Which measuring devices does the cluster have, and are they healthy?"""
-    prepare_environment(address)
-    from orchestrator.targets import list_targets
+def merge(tables: Annotated[list[Path], typer.Argument(metavar="TABLE...", help="Files of 'paretoray measure'.")],
+          out: Annotated[Path, typer.Option(help="Parquet file to write; may be one of the tables.")]) -> None:
+    """Merge latency tables of one search space and one target; a network in several tables gets its visits' mean."""
+    from orchestrator.merge import merge_tables
 
-    rows = list_targets(config, address)
+    done = merge_tables(tables, out)
+    stdout.print(f"{done.path}: {done.networks} networks from {len(tables)} tables, {done.averaged} of them averaged"
+                 + (f", {done.failed} failed" if done.failed else ""), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def targets(config: Annotated[Path | None, typer.Option(help="Look at devices with the options of this file.")] = None,
+            as_json: AsJson = False, address: Address = None,
+            probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Look at devices that nobody uses.")] = True,
+            ) -> None:
+    """Which measuring devices are there, who uses them, and are they healthy? Without an address: of this machine.
+
+    A search that measures is not disturbed: its workers answer beside their measurement. A device that nobody uses is
+    opened for a moment to see whether it works (at most 30 s).
+    """
+    prepare_environment(address)
+    from orchestrator.targets import list_targets, targets_table
+
+    rows = list_targets(config, address, probe)
     if as_json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
-        return
-    _print_table(rows, "no measuring device found; start nodes with --resources='{\"latency_cpu\": 1}'")
+    elif rows:
+        wide_enough().print(targets_table(rows))
+    else:
+        stdout.print("no measuring device found; join the machine that has one with: paretoray worker --address "
+                     "HOST:PORT", markup=False)
+
+
+@app.command()
+def worker(address: Annotated[str | None, typer.Option(
+               help="host:port of the cluster to join; default: this machine becomes the head of one.")] = None,
+           target: Annotated[list[str] | None, typer.Option(
+               help="Announce devices of this kind only (onnx_cpu, module:Class, ...). Repeatable.")] = None,
+           config: Annotated[Path | None, typer.Option(help="Announce what this configuration measures on.")] = None,
+           measure_cores: Annotated[int | None, typer.Option(
+               min=0, help="Cores kept from Ray; default: 1 where the processor is measured, else 0.")] = None,
+           start: Annotated[bool, typer.Option("--start", help="Run the node here until Ctrl-C.")] = False,
+           as_json: AsJson = False) -> None:
+    """Print the 'ray start' line that brings this machine and its devices into a cluster, or run it with --start.
+
+    Devices are announced as Ray resources: 'latency_cpu' for the processor, 'android:SERIAL' for each phone; GPUs are
+    found by Ray. Each is then measured by one worker at a time.
+
+    Why cores are reserved: the worker that measures the processor stays on the last core that it may use. Ray hands out
+    slots, not cores: with one slot less than cores there is always a core to which the system can move other work, and
+    the last one is left to the measurement. Reserve as many as your target has threads. With 0 every core is a slot,
+    and the measuring worker's own slot is all that is kept free.
+    """
+    prepare_environment(address)
+    from orchestrator.worker import inspect, start_node
+
+    offer = inspect(address, target or [], config, measure_cores)
+    if as_json:
+        sys.stdout.write(json.dumps(offer.as_json(), indent=2) + "\n")
+    else:
+        sys.stdout.write(offer.line + "\n")
+        for sentence in offer.sentences():
+            stderr.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    sys.stdout.flush()
+    if start:
+        start_node(offer)
 
 
 @app.command()
@@ -133,6 +195,11 @@ def _print_table(rows: list[dict[str, str]], empty: str) -> None:
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     stdout.print(table)
+
+
+def wide_enough() -> Console:
+    """120 columns where nobody's terminal says otherwise."""
+    return stdout if stdout.is_terminal else Console(width=120)
 
 
 def main() -> None:

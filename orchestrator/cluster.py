@@ -24,6 +24,7 @@ from searchspaces.errors import ClusterError
 log = logging.getLogger(__name__)
 PACKAGES = ("searchspaces", "actors", "orchestrator")
 REACH_TIMEOUT_S = 3.0
+LOCAL_RESOURCES = {CPU_RESOURCE: 1.0}
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 
 
@@ -34,9 +35,12 @@ def prepare_environment(address: str | None) -> None:
     itself comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or TOKEN_FILE.exists()
-    if token and not is_local(address):
+    if has_token() and not is_local(address):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def has_token() -> bool:
+    return "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or TOKEN_FILE.exists()
 
 
 def is_local(address: str | None) -> bool:
@@ -45,9 +49,10 @@ def is_local(address: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def connected(settings: ClusterSettings, address: str | None, slots: int = 0) -> Iterator[None]:
+def connected(settings: ClusterSettings, address: str | None, slots: int = 0,
+              resources: Mapping[str, float] = LOCAL_RESOURCES) -> Iterator[None]:
     """Ray is initialised inside; what was started here is shut down at the end, a joined cluster is only left. A local
-    Ray gets at least `slots` CPUs."""
+    Ray gets at least `slots` CPUs and offers `resources`: this machine's devices (devices.announced_resources)."""
     import ray
 
     if ray.is_initialized():
@@ -57,14 +62,14 @@ def connected(settings: ClusterSettings, address: str | None, slots: int = 0) ->
     if address:
         _join(address)
     else:
-        _start_local(settings, slots)
+        _start_local(settings, slots, resources)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _start_local(settings: ClusterSettings, slots: int) -> None:
+def _start_local(settings: ClusterSettings, slots: int, resources: Mapping[str, float]) -> None:
     import ray
 
     # Training, rollouts and measuring take turns, so each may have all cores: Ray counts slots, not cores. With fewer
@@ -72,7 +77,7 @@ def _start_local(settings: ClusterSettings, slots: int) -> None:
     cpus = max(2 * (settings.cpus or usable_cores()) + 1, slots)
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     memory = settings.object_store_mb * 2**20 if settings.object_store_mb else None
-    ray.init(address="local", num_cpus=cpus, resources={"latency_cpu": 1}, object_store_memory=memory,
+    ray.init(address="local", num_cpus=cpus, resources=dict(resources), object_store_memory=memory,
              include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False, configure_logging=False)
 
 
@@ -93,17 +98,22 @@ def _join(address: str) -> None:
 
 def check_reachable(address: str) -> None:
     """ClusterError within seconds if nothing listens at host:port."""
+    try:
+        socket.create_connection(host_and_port(address), timeout=REACH_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(f"nothing answers at {address} ({error}); start the cluster with 'ray start --head' or "
+                           "correct --address") from error
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """ClusterError where the address is of another form."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address.startswith("ray://"):
         raise ClusterError(f"{address} is a Ray client address; give the cluster's own address host:6379 instead, or "
                            "submit the search with 'ray job submit'")
     if not host or not port.isdigit():
         raise ClusterError(f"'{address}' is not a cluster address; write host:port, for example 10.0.0.1:6379")
-    try:
-        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
-    except OSError as error:
-        raise ClusterError(f"nothing answers at {address} ({error}); start the cluster with 'ray start --head' or "
-                           "correct --address") from error
+    return host, int(port)
 
 
 def _package_folders() -> list[str]:

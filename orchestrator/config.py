@@ -10,15 +10,17 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from orchestrator.accuracy import AnyAccuracy, SupernetAccuracy
+from orchestrator.accuracy import AnyAccuracy, Gpus, SupernetAccuracy
 from orchestrator.datasets import DataSettings
 from searchspaces.errors import ConfigError
 
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+RETRAINED_FINALISTS = 10
 MILLISECONDS = {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3}
 
 
@@ -46,6 +48,16 @@ def _listed(value: Any) -> Any:
     return {"values_ms": value} if isinstance(value, list) else value
 
 
+def _by_target(value: Any) -> Any:
+    """Keys of `budgets` with a list or a section are labels of targets."""
+    if not isinstance(value, dict):
+        return _listed(value)
+    known = BudgetSettings.model_fields
+    own = {key: section for key, section in value.items() if key not in known and isinstance(section, list | dict)}
+    rest = {key: section for key, section in value.items() if key not in own}
+    return rest | ({"by_target": own} if own else {})
+
+
 class Plugin(BaseModel):
     """A component by name ("mobilenetv3" or "my_module:MyClass"); the other keys are its own options."""
 
@@ -60,11 +72,48 @@ class Plugin(BaseModel):
 AnyPlugin = Annotated[Plugin, BeforeValidator(_named)]
 
 
+class TargetPlugin(Plugin):
+    """A device. `label` names it in budgets, tables and files; default: its name, of "module:Class" the class."""
+
+    label: str = ""
+
+    @model_validator(mode="after")
+    def _labelled(self) -> TargetPlugin:
+        self.label = self.label or self.name.rpartition(":")[2]
+        if not LABEL.fullmatch(self.label):
+            raise ValueError(f"'{self.label}' is not a usable label of a target; use up to 40 letters, digits, '-' and "
+                             "'_'")
+        return self
+
+
+AnyTarget = Annotated[TargetPlugin, BeforeValidator(_named)]
+
+
+class TargetBudgets(Section):
+    """Budgets of one target."""
+
+    values_ms: list[BudgetMs] = []
+    count: int | None = Field(None, ge=1, le=100)
+
+
 class BudgetSettings(Section):
-    """Latency budgets that get a model. Without a list, `count` budgets spread over the reachable range."""
+    """Latency budgets that get a model. Without a list, `count` budgets spread over the reachable range.
+
+    With several targets these hold for each; a key with a target's label gives that one its own. `together`: the k-th
+    budgets of all targets hold at once, for one network (lists of equal length, ascending).
+    """
 
     values_ms: list[BudgetMs] = []
     count: int = Field(6, ge=1, le=100)
+    together: bool = False
+    by_target: dict[str, Annotated[TargetBudgets, BeforeValidator(_listed)]] = {}
+
+    def of(self, label: str) -> TargetBudgets:
+        """The target's own, completed by those of all."""
+        own = self.by_target.get(label, TargetBudgets())
+        if own.values_ms:
+            return own
+        return TargetBudgets(values_ms=[] if own.count else self.values_ms, count=own.count or self.count)
 
 
 class LatencySettings(Section):
@@ -91,7 +140,7 @@ class SupernetSettings(Section):
     crop_padding: int = Field(1, ge=0, description="pixels of padding before a random crop")
     workers: int = Field(1, ge=1, le=256)
     cpus: int = Field(1, ge=1, description="threads of each worker; pays for large images only, more workers always do")
-    gpus: float = Field(0, ge=0, description="GPUs of each training worker")
+    gpus: Gpus = Field("auto", description="GPUs of each training worker; auto: one where the cluster has it")
 
 
 class SearchSettings(Section):
@@ -99,7 +148,9 @@ class SearchSettings(Section):
 
     evaluations: int = Field(300, ge=1)
     rollouts: int | Literal["auto"] = Field("auto", description="rollout workers (trainers: accuracy.workers); auto: "
-                                                                "one per spare CPU")
+                                                                "one per spare CPU, at most 4 per GPU")
+    gpus: Gpus = Field("auto", description="GPUs of each rollout worker that evaluates with the supernet's weights; a "
+                                           "fraction shares one; auto: what the supernet leaves")
     calibration_images: int = Field(512, ge=32, description="training images that re-estimate batch-norm statistics")
     validation_images: int | None = Field(None, ge=10, description="validation images per evaluation; none: all")
     time_out_s: float = Field(600.0, gt=0, description="longest wait for one call to a rollout worker, which may be "
@@ -109,7 +160,8 @@ class SearchSettings(Section):
 class DeliverySettings(Section):
     """What happens to a chosen architecture before it is handed over."""
 
-    alternatives: int = Field(6, ge=1, le=100, description="candidates measured per budget before one is chosen")
+    alternatives: int = Field(6, ge=1, le=100, description="candidates measured per budget before one is chosen; "
+                                                           "default 10 where they are retrained from scratch")
     fine_tune_epochs: int = Field(10, ge=0, description="from the supernet's weights (accuracy: supernet)")
     fine_tune_learning_rate: float = Field(0.05, gt=0)
     retrain_epochs: int = Field(60, ge=1, description="from scratch, of all alternatives (other accuracy sources)")
@@ -132,8 +184,9 @@ class Config(Section):
     warm_start: list[str] = Field([], description="earlier runs, by name or path, whose trials and latencies are used")
     data: DataSettings = DataSettings()
     space: AnyPlugin = Plugin(name="mobilenetv3-s16")
-    target: AnyPlugin = Plugin(name="onnx_cpu")
-    budgets: Annotated[BudgetSettings, BeforeValidator(_listed)] = BudgetSettings()
+    targets: list[AnyTarget] = Field([TargetPlugin(name="onnx_cpu")], min_length=1, description=(
+        "devices to find networks for; `target: NAME` is short for a list of one"))
+    budgets: Annotated[BudgetSettings, BeforeValidator(_by_target)] = BudgetSettings()
     latency: LatencySettings = LatencySettings()
     accuracy: AnyAccuracy = SupernetAccuracy()
     supernet: SupernetSettings = SupernetSettings()
@@ -141,6 +194,56 @@ class Config(Section):
     search: SearchSettings = SearchSettings()
     delivery: DeliverySettings = DeliverySettings()
     cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_target(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or "target" not in raw:
+            return raw
+        if "targets" in raw:
+            raise ValueError("'target' and 'targets' are both given; list all devices in 'targets'")
+        return {key: value for key, value in raw.items() if key != "target"} | {"targets": [raw["target"]]}
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> Config:
+        labels, budgets = self.labels, self.budgets
+        twice = [label for label in labels if labels.count(label) > 1]
+        if twice:
+            raise ValueError(f"two targets are called '{twice[0]}'; give each its own label, for example "
+                             f"{{name: {twice[0]}, label: {twice[0]}-2}}")
+        unknown = [label for label in budgets.by_target if label not in labels]
+        if unknown:
+            raise ValueError(f"budgets are given for target '{unknown[0]}', which is not among the targets: "
+                             f"{', '.join(labels)}")
+        if budgets.together:
+            self._check_together()
+        return self
+
+    def _check_together(self) -> None:
+        lists = {label: self.budgets.of(label).values_ms for label in self.labels}
+        if len({len(values) for values in lists.values()}) > 1:
+            sizes = ", ".join(f"{label} {len(values)}" for label, values in lists.items())
+            raise ValueError(f"budgets.together needs as many budgets for every target, given are {sizes}")
+        for label, values in lists.items():
+            if any(b < a for a, b in zip(values, values[1:])):
+                raise ValueError(f"budgets of {label} are {values}; with budgets.together every list ascends, so that "
+                                 "a larger budget is larger on every target")
+
+    @property
+    def target(self) -> TargetPlugin:
+        return self.targets[0]
+
+    @property
+    def labels(self) -> list[str]:
+        """Of the targets, in order."""
+        return [target.label for target in self.targets]
+
+    @model_validator(mode="after")
+    def _ten_finalists(self) -> Config:
+        """[S4 6.2]: without shared weights the ten best are retrained, and the best of those is handed over."""
+        if self.accuracy.source != "supernet" and "alternatives" not in self.delivery.model_fields_set:
+            self.delivery = self.delivery.model_copy(update={"alternatives": RETRAINED_FINALISTS})
+        return self
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -197,6 +300,8 @@ def _sentence(detail: Any) -> str:
     """One pydantic error as a sentence, with the closest known key for an unknown one."""
     location = tuple(part for i, part in enumerate(detail["loc"]) if (i, detail["loc"][0]) != (1, "accuracy"))
     where = ".".join(str(part) for part in location)  # `accuracy` is followed by the source that was recognised
+    if not location:
+        return str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "missing":
         field = _model(detail["loc"][:-1]).model_fields[detail["loc"][-1]]
         return f"'{where}' is missing; give the {field.description}"
@@ -211,10 +316,16 @@ def _sentence(detail: Any) -> str:
 
 
 def _model(location: tuple[Any, ...]) -> Any:
-    """The pydantic model at a location; a part that is no field chooses a member of a union by its source."""
+    """The pydantic model at a location. A part that is no field chooses a member of a union by its source, or is a key
+    of a dictionary."""
     model: Any = Config
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
-        members = [m for m in get_args(model) if m.model_fields["source"].default == part]
-        model = field.annotation if field else members[0] if members else None
+        if field is not None:
+            model = field.annotation
+        elif get_origin(model) is dict:
+            model = get_args(get_args(model)[1])[0]
+        else:
+            members = [m for m in get_args(model) if "source" in getattr(m, "model_fields", {})]
+            model = next((m for m in members if m.model_fields["source"].default == part), None)
     return model

@@ -1,7 +1,6 @@
 """What the stages of a run share: configuration, data, space, store, services, progress, and the stop flag."""
 from __future__ import annotations
 
-import bisect
 import contextlib
 import json
 import logging
@@ -19,9 +18,10 @@ from safetensors.torch import load, save
 
 from actors.data import Preprocessing, Splits
 from actors.remote import fetch
-from orchestrator.config import Config
-from orchestrator.controllers.controller import Controller
+from orchestrator.config import Config, TargetPlugin
+from orchestrator.controllers.controller import LatencyModel
 from orchestrator.datasets import load_dataset
+from orchestrator.goals import Goal, read_goals, target_state, trial_latencies
 from orchestrator.interrupt import StopFlag
 from orchestrator.metrics import RunMetrics
 from orchestrator.predictors import LatencyPredictor
@@ -30,7 +30,7 @@ from orchestrator.services import Services
 from orchestrator.store import RunStore, Trial, write_atomically, write_json
 from searchspaces.catalogue import make_space
 from searchspaces.errors import StoreError
-from searchspaces.space import SearchSpace
+from searchspaces.space import SearchSpace, Tokens
 
 POLL_S = 0.5
 DIGEST = "sha256"  # of the tensors, in the JSON beside them
@@ -39,10 +39,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Leaders:
-    """The best trial under each budget so far, and how evaluations went. Memory does not grow with the trials."""
+    """The best trial under each budget so far, with the latency that counts for the budget, and how evaluations went.
+    Memory does not grow with the trials."""
 
-    budgets_ms: Sequence[float] = ()
-    best: dict[float, Trial] = field(default_factory=dict)
+    goals: Sequence[Goal] = ()
+    labels: Sequence[str] = ()      # of all targets
+    best: dict[tuple[str, float], tuple[Trial, float]] = field(default_factory=dict)    # by goal and budget
     successes: int = 0
     failures: int = 0
     last_error: str = ""
@@ -53,11 +55,35 @@ class Leaders:
             self.last_error = trial.error
             return
         self.successes += 1
-        ordered = sorted(self.budgets_ms)
-        for budget in ordered[bisect.bisect_left(ordered, trial.latency_ms):]:
-            leader = self.best.get(budget)
-            if leader is None or trial.accuracy > (leader.accuracy or 0.0):
-                self.best[budget] = trial
+        by_target = {label: [ms] for label, ms in trial_latencies(trial, self.labels).items()}
+        for goal in self.goals:
+            latency_ms = float(goal.latency_ms(by_target)[0])
+            for budget_ms in goal.budgets_ms:
+                leader = self.best.get((goal.label, budget_ms))
+                better = leader is None or trial.accuracy > (leader[0].accuracy or 0.0)
+                if latency_ms <= budget_ms and better:
+                    self.best[goal.label, budget_ms] = (trial, latency_ms)
+
+
+@dataclass
+class RunTarget:
+    """One target of a run: what was measured on it, and what predicts the rest (fitted by the first stage, again where
+    its file is damaged)."""
+
+    plugin: TargetPlugin
+    measured_ms: dict[str, float] = field(default_factory=dict)     # by arch_id
+    predictor: LatencyPredictor | None = None
+
+    @property
+    def label(self) -> str:
+        return self.plugin.label
+
+    def latencies(self, arch_ids: Sequence[str], tokens_NT: Tokens) -> list[tuple[float, str]]:
+        """Latency in ms and its source, measured where there is a measurement."""
+        assert self.predictor is not None, "measuring comes before predicting"
+        predicted_N = self.predictor.predict(tokens_NT)
+        return [(self.measured_ms[arch_id], "cached") if arch_id in self.measured_ms else (float(ms), "predicted")
+                for arch_id, ms in zip(arch_ids, predicted_N)]
 
 
 @dataclass
@@ -74,14 +100,14 @@ class RunContext:
     stop: StopFlag
     metrics: RunMetrics
     leaders: Leaders = field(default_factory=Leaders)
-    predictor: LatencyPredictor | None = None  # fitted by the first stage, again where its file is damaged
-    measured_ms: dict[str, float] = field(default_factory=dict)  # by arch_id
+    targets: list[RunTarget] = field(default_factory=list)      # in the order of the configuration
 
     def __post_init__(self) -> None:
-        self.measured_ms = recorded_latencies(self.store)
-        state = intact_state(self.store, "predictor")
-        if state is not None:
-            self.predictor = LatencyPredictor.from_state(self.space, state)
+        for plugin in self.config.targets:
+            measured_ms = recorded_latencies(self.store, target_state(self.store, plugin.label).get("target_id"))
+            state = intact_state(self.store, state_name("predictor", plugin.label, self.config))
+            predictor = None if state is None else LatencyPredictor.from_state(self.space, state)
+            self.targets.append(RunTarget(plugin, measured_ms, predictor))
 
     def wait(self, reference: ray.ObjectRef) -> Any:
         """The result of a remote call, or the error of ours it ended with, however long it takes, unless the user stops
@@ -92,18 +118,15 @@ class RunContext:
         return fetch(reference)
 
     @property
-    def budgets_ms(self) -> list[float]:
-        return list(self.store.state()["budgets_ms"])
+    def goals(self) -> list[Goal]:
+        return read_goals(self.store, self.config)
 
     @property
-    def target_id(self) -> str:
-        return str(self.store.state()["target_id"])
-
-    def save_predictor(self, predictor: LatencyPredictor) -> None:
-        save_state(self.store, "predictor", predictor.state_dict())
-
-    def save_controller(self, controller: Controller) -> None:
-        save_state(self.store, "controller", controller.state_dict())
+    def predictors(self) -> dict[str, LatencyModel]:
+        """By label, of all targets."""
+        found = {target.label: target.predictor for target in self.targets if target.predictor is not None}
+        assert len(found) == len(self.targets), "measuring comes before predicting"
+        return {**found}
 
 
 def data_and_space(config: Config) -> tuple[Splits, SearchSpace]:
@@ -113,10 +136,21 @@ def data_and_space(config: Config) -> tuple[Splits, SearchSpace]:
                               options=config.space.options)
 
 
-def recorded_latencies(store: RunStore) -> dict[str, float]:
-    """Measured latency in ms by arch_id."""
-    table = store.latency.read(["arch_id", "latency_ms", "error"]).to_pylist()
-    return {row["arch_id"]: row["latency_ms"] for row in table if not row["error"]}
+def recorded_latencies(store: RunStore, target_id: str | None) -> dict[str, float]:
+    """Latency in ms by arch_id, measured on this target; {} for None."""
+    table = store.latency.read(["arch_id", "target_id", "latency_ms", "error"]).to_pylist()
+    return {row["arch_id"]: row["latency_ms"] for row in table if not row["error"] and row["target_id"] == target_id}
+
+
+def state_name(kind: str, label: str, config: Config) -> str:
+    """Of a checkpoint: a run with one target or goal needs no label in it."""
+    return kind if len(config.targets) == 1 else f"{kind}-{label}"
+
+
+def load_predictor(store: RunStore, config: Config, space: SearchSpace, label: str) -> LatencyPredictor | None:
+    """The target's predictor; None before it is fitted."""
+    name = state_name("predictor", label, config)
+    return LatencyPredictor.from_state(space, load_state(store, name)) if has_state(store, name) else None
 
 
 def save_state(store: RunStore, name: str, state: dict[str, Any]) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict
 
 import numpy as np
-from numpy.typing import NDArray
 
 from actors.evaluator import Evaluation
 from actors.latencyresult import LatencyRequest, LatencyResult
-from orchestrator.context import POLL_S, RunContext
-from orchestrator.controllers.controller import Controller, Observation, Proposal
+from orchestrator.context import POLL_S, RunContext, RunTarget
+from orchestrator.controllers.controller import Proposal
+from orchestrator.goals import target_state
+from orchestrator.panel import Panel
 from orchestrator.records import latency_row
 from orchestrator.store import Trial
 from searchspaces.errors import EvaluationError, TargetError
@@ -22,33 +23,34 @@ from searchspaces.space import Tokens
 FAILURES_BEFORE_GIVING_UP = 20  # with no success at all: then the fault is not the architectures'
 
 
-def measure_architectures(run: RunContext, tokens_NT: Tokens, advance: Callable[[int], None] = lambda count: None,
-                          ) -> None:
+def measure_architectures(run: RunContext, target: RunTarget, tokens_NT: Tokens,
+                          advance: Callable[[int], None] = lambda count: None) -> None:
     """Measures and records what is not recorded yet; `advance` hears how many came back. TargetError if nothing at all
     can be measured."""
     distinct = {run.space.arch_id(row): row for row in tokens_NT}
-    missing = [row for arch_id, row in distinct.items() if arch_id not in run.measured_ms]
+    missing = [row for arch_id, row in distinct.items() if arch_id not in target.measured_ms]
     if not missing:
         return
-    pool = run.services.latency()
+    pool = run.services.latency(target.label)
     pool.submit([LatencyRequest(row) for row in missing])
     results: list[LatencyResult] = []
     while pool.outstanding:
         run.stop.check()
         finished = pool.collect(timeout_s=POLL_S)
-        record_latencies(run, finished)
+        record_latencies(run, target, finished)
         results += finished
         advance(len(finished))
-    if all(result.error for result in results) and not run.measured_ms:
-        raise TargetError(f"none of {len(results)} networks could be measured on target {run.config.target.name}: "
+    if all(result.error for result in results) and not target.measured_ms:
+        raise TargetError(f"none of {len(results)} networks could be measured on target {target.label}: "
                           f"{results[-1].error}")
 
 
-def record_latencies(run: RunContext, results: Sequence[LatencyResult]) -> None:
-    predicted = run.predictor.predict(np.stack([r.tokens_T for r in results])) if run.predictor and results else None
+def record_latencies(run: RunContext, target: RunTarget, results: Sequence[LatencyResult]) -> None:
+    predictor = target.predictor
+    predicted = predictor.predict(np.stack([r.tokens_T for r in results])) if predictor and results else None
     run.store.latency.append([latency_row(result, None if predicted is None else float(predicted[i]))
                               for i, result in enumerate(results)])
-    run.measured_ms.update({r.arch_id: r.sample.latency_ms for r in results if r.sample is not None})
+    target.measured_ms.update({r.arch_id: r.sample.latency_ms for r in results if r.sample is not None})
     run.metrics.latency_measurements(sum(result.source == "measured" for result in results))
 
 
@@ -69,19 +71,19 @@ def evaluate_architectures(run: RunContext, tokens_NT: Tokens) -> list[Trial]:
 
 
 def record_trials(run: RunContext, finished: Sequence[tuple[Proposal, Evaluation]],
-                  controller: Controller | None = None) -> list[Trial]:
-    """Turns evaluations into trials and writes them; returns them in the order of the log. `controller` says what
-    reward they are worth."""
+                  panel: Panel | None = None, proposed_for: Sequence[str | None] | None = None) -> list[Trial]:
+    """Turns evaluations into trials and writes them; returns them in the order of the log. `panel` says what reward
+    they are worth to the goals that they were `proposed_for`."""
     if not finished:
         return []
     tokens_NT = run.space.canonical(np.stack([proposal.tokens for proposal, _ in finished]))
     madds_N, params_N = run.space.cost(tokens_NT)
-    assert run.predictor is not None, "trials are recorded after the latency predictor is fitted"
-    predicted_N = run.predictor.predict(tokens_NT)
     arch_ids = [run.space.arch_id(row) for row in tokens_NT]
-    latency_ms_N = np.array([run.measured_ms.get(a, float(ms)) for a, ms in zip(arch_ids, predicted_N)])
-    rewards = _rewards(controller, tokens_NT, np.array([e.accuracy for _, e in finished]), latency_ms_N)
-    first, target_id = run.store.trials.rows, run.target_id
+    latencies = [target.latencies(arch_ids, tokens_NT) for target in run.targets]   # [target][N]
+    target_ids = [target_state(run.store, target.label)["target_id"] for target in run.targets]
+    purposes = list(proposed_for or [None] * len(finished))
+    rewards_N = _rewards(run, panel, purposes, tokens_NT, [e.accuracy for _, e in finished], latencies)
+    first = run.store.trials.rows
     trials = []
     for i, (proposal, evaluation) in enumerate(finished):
         trials.append(Trial(
@@ -89,11 +91,13 @@ def record_trials(run: RunContext, finished: Sequence[tuple[Proposal, Evaluation
             space_id=run.space.space_id, controller=run.config.controller.name,
             accuracy=None if evaluation.error else evaluation.accuracy, accuracy_source=evaluation.source,
             weights_version=evaluation.weights_version,
-            latency_ms=float(latency_ms_N[i]),
-            latency_source="cached" if arch_ids[i] in run.measured_ms else "predicted", target_id=target_id,
-            madds=int(madds_N[i]), params=int(params_N[i]), budget_ms=proposal.budget_ms, reward=rewards[i],
+            latency_ms=latencies[0][i][0], latency_source=latencies[0][i][1], target_id=target_ids[0],
+            madds=int(madds_N[i]), params=int(params_N[i]), budget_ms=proposal.budget_ms, reward=rewards_N[i],
             seed=run.config.seed, started_at=time.time() - evaluation.duration_s, duration_s=evaluation.duration_s,
-            node=evaluation.node, error=evaluation.error, details=json.dumps(dict(evaluation.details))))
+            node=evaluation.node, error=evaluation.error, details=json.dumps(dict(evaluation.details)),
+            latencies=tuple({"target": target.label, "target_id": target_id, "latency_ms": ms[i][0], "source": ms[i][1]}
+                            for target, target_id, ms in zip(run.targets, target_ids, latencies)),
+            proposed_for=purposes[i]))
     run.store.append_trials(trials)
     for trial in trials:
         run.metrics.trial(asdict(trial))
@@ -102,22 +106,13 @@ def record_trials(run: RunContext, finished: Sequence[tuple[Proposal, Evaluation
     return trials
 
 
-def _rewards(controller: Controller | None, tokens_NT: Tokens, accuracy_N: NDArray[np.float64],
-             latency_ms_N: NDArray[np.float64]) -> list[float | None]:
-    reward_N = controller.reward(tokens_NT, accuracy_N, latency_ms_N) if controller else None
-    if reward_N is None:
+def _rewards(run: RunContext, panel: Panel | None, purposes: Sequence[str | None], tokens_NT: Tokens,
+             accuracy_N: Sequence[float], latencies: Sequence[Sequence[tuple[float, str]]]) -> list[float | None]:
+    if panel is None:
         return [None] * len(tokens_NT)
+    by_target = {target.label: np.array([ms for ms, _ in column]) for target, column in zip(run.targets, latencies)}
+    reward_N = panel.rewards(purposes, tokens_NT, np.array(accuracy_N), by_target)
     return [float(value) if math.isfinite(value) else None for value in reward_N]
-
-
-def observation(trial: Trial) -> Observation:
-    """What a controller sees of a trial."""
-    return Observation(np.array(trial.tokens, dtype=np.int8), nan_for_none(trial.accuracy),
-                       nan_for_none(trial.latency_ms), trial.error)
-
-
-def nan_for_none(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _give_up_if_nothing_works(run: RunContext) -> None:

@@ -36,15 +36,17 @@ from actors.latency import LatencyPool, LatencyPoolSettings, LatencyRequest, Lat
 from orchestrator.cluster import connected, device_claims
 from orchestrator.config import Config
 from orchestrator.context import data_and_space
+from orchestrator.devices import local_devices
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.records import latency_row
 from orchestrator.stages.measure import spread_sample
 from orchestrator.store import LATENCY_SCHEMA, write_atomically
-from searchspaces.errors import StoreError
+from searchspaces.errors import ConfigError, StoreError
 from searchspaces.space import SearchSpace, Tokens
 
 log = logging.getLogger(__name__)
 KEY, VERSION = b"paretoray", 1
+HEAD = ("space_id", "target", "reference_ms")
 SCHEMA = pa.schema([*(column for column in LATENCY_SCHEMA if column.name != "predicted_ms"),
                     pa.field("architecture", pa.string()), pa.field("madds", pa.int64()),
                     pa.field("params", pa.int64())])
@@ -69,7 +71,9 @@ class LatencyTable:
         try:
             table = pq.read_table(path, page_checksum_verification=True)
             head = json.loads((table.schema.metadata or {})[KEY])
-        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+            if not (set(HEAD) <= set(head) and set(SCHEMA.names) <= set(table.column_names)):
+                raise ValueError("something is missing")
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{path} is damaged or not a latency table ({type(error).__name__}); choose another --out "
                              "or remove it") from error
         return cls(path, head, table.to_pylist())
@@ -126,12 +130,15 @@ def table_row(space: SearchSpace, result: LatencyResult) -> dict[str, Any]:
 
 def measure_table(config: Config, count: int, out: Path | None, address: str | None,
                   console: Console | None = None) -> Path:
-    """The command: its own Ray, a progress bar, and one line at the end."""
+    """The command: its own Ray, a progress bar, and one line at the end. Of a configuration with one target."""
     console = console or Console()
+    if len(config.targets) > 1:
+        raise ConfigError(f"a latency table is of one device but the configuration has {', '.join(config.labels)}; "
+                          "choose with --target LABEL")
     _, space = data_and_space(config)
     existing = LatencyTable.read(out) if out is not None else None
     stop = StopFlag()
-    with connected(config.cluster, address):
+    with connected(config.cluster, address, resources=local_devices(config, address)):
         target = config.target
         pool = LatencyPool(space, target.name, target.options, devices=device_claims(target.name, target.options),
                            settings=LatencyPoolSettings(time_out_s=config.latency.time_out_s),
@@ -151,3 +158,13 @@ def measure_table(config: Config, count: int, out: Path | None, address: str | N
     console.print(f"{path}: {len(table.rows) - failed} networks" + (f", {failed} failed" if failed else ""),
                   highlight=False, soft_wrap=True)
     return path
+
+
+def with_target(config: Config, label: str | None) -> Config:
+    """The configuration with the target of that label alone; unchanged without one. ConfigError for an unknown one."""
+    if label is None:
+        return config
+    chosen = [target for target in config.targets if target.label == label]
+    if not chosen:
+        raise ConfigError(f"--target {label} is not in the configuration; choose one of {', '.join(config.labels)}")
+    return config.model_copy(update={"targets": chosen})

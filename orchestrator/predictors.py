@@ -1,67 +1,55 @@
 """Latency of architectures that nobody measured, learnt from a few that were (latency.md section 6).
 
-Shape legend: N architectures, T token positions, F latency features of the space, M measured architectures.
+Shape legend: N architectures, M measured ones, F features, D other devices, I inputs (features, then other devices).
 
     linear:     y(x) = sum_f w_f x_f,  w >= 0,  minimising sum_i ((X w)_i / y_i - 1)^2    (non-negative least squares)
+    helped:     y(x) = sum_f w_f x_f + sum_d a_d r_d(x),  w, a >= 0,  minimising
+                sum_i (y(x_i) / y_i - 1)^2 + s sum_f (share_f (w_f - sum_d a_d p_fd))^2
     corrected:  y(x) = linear(x) * (1 + g(x)),  g a Gaussian process on the relative residuals
 
 Features are non-negative sums per stage, so a non-negative w never predicts that a larger network is faster, and needs
-few measurements. What is not additive (cache sizes, layouts) is left to g, which is used only where cross-validation
-says that it helps. Errors are relative because devices' noise is: `heldout_error` is the mean absolute percentage error
-in cross-validation (as a share, 0.02 is 2 %), `typical_error` the median of |log(predicted / true)| there, which a few
-architectures that nothing explains do not change, and `noise_floor` what a perfect predictor would show on the same
-noisy measurements: for normal errors the mean of sqrt(2 / pi) * stderr_i / y_i.
+few measurements. What is not additive (cache sizes, layouts) is left to g. Counts of choices (how many 3x3 kernels)
+are further features, for devices that also run what a compiler would remove.
+
+Models k_d of other devices help a new one. p_fd are the linear weights of k_d, r_d = k_d - sum_f p_fd x_f the rest. The
+strength s says how much of w is theirs: with s -> infinity y is a non-negative combination of the k_d and an offset,
+which four networks teach; with less, weights depart from theirs where the measurements say so. share_f is the typical
+share of x_f in a latency, 0 for the offset. All of it is used only where cross-validation says that it helps.
+
+Errors are relative because devices' noise is: `heldout_error` is the mean absolute percentage error in cross-validation
+(as a share, 0.02 is 2 %), `typical_error` the median of |log(predicted / true)| there, which a few architectures that
+nothing explains do not change, and `noise_floor` what a perfect predictor would show on the same noisy measurements:
+for normal errors the mean of sqrt(2 / pi) * stderr_i / y_i.
 """
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import pi, sqrt
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cho_factor, cho_solve
-from scipy.optimize import nnls
-from scipy.spatial.distance import cdist
+from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
+from orchestrator.controllers.controller import LatencyModel
+from orchestrator.latencychoice import Measured, choose
+from orchestrator.latencyfit import (
+    TRIVIAL_SHARE,
+    Array,
+    Correction,
+    Linear,
+    Prior,
+    fit_linear,
+    inputs,
+    reference_networks,
+)
+from orchestrator.transfer import LookedUp
 from searchspaces.errors import DataError, StoreError
 from searchspaces.space import SearchSpace, Tokens
 
-log = logging.getLogger(__name__)
-Array = NDArray[np.float64]
-
-FOLDS = 10
+__all__ = ["LEAST_NETWORKS", "LatencyPredictor", "fit_linear"]
 LEAST_NETWORKS = 4
-CORRECTION_GAIN = 0.97      # the correction must lower the held-out error by at least this factor to be used
-LENGTH_SCALES = (2.0, 4.0, 8.0, 16.0)       # of the correction, in standard deviations of all features together
-NOISE_SHARES = (0.1, 0.3, 1.0, 3.0)         # noise variance over signal variance of the correction
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Weights per feature, in ms."""
-
-    weights_F: Array
-
-    def predict(self, features_NF: Array) -> Array:
-        return features_NF @ self.weights_F
-
-
-@dataclass(frozen=True)
-class Correction:
-    """g(x) = k(x, X) alpha with k a squared exponential over standardised features."""
-
-    mean_F: Array
-    scale_F: Array
-    centres_MF: Array       # standardised
-    alpha_M: Array
-    length: float
-
-    def predict(self, features_NF: Array) -> Array:
-        return _kernel((features_NF - self.mean_F) / self.scale_F, self.centres_MF, self.length) @ self.alpha_M
 
 
 @dataclass(frozen=True)
@@ -75,12 +63,19 @@ class LatencyPredictor:
     heldout_error: float
     typical_error: float
     noise_floor: float
-    fastest_ms: float       # half of what was measured is the least that is ever predicted
+    fastest_ms: float       # measured, or expected with help; half of it is the least that is ever predicted
+    counts: bool = False    # are counts of choices among the inputs?
+    known: tuple[LatencyPredictor | LookedUp, ...] = ()     # other devices that help; () where none did
 
     @classmethod
-    def fit(cls, space: SearchSpace, tokens_NT: Tokens, latency_ms_N: ArrayLike,
-            stderr_ms_N: ArrayLike | None = None, seed: int = 0) -> LatencyPredictor:
-        """DataError with fewer than four networks or with latencies that are not positive numbers."""
+    def fit(cls, space: SearchSpace, tokens_NT: Tokens, latency_ms_N: ArrayLike, stderr_ms_N: ArrayLike | None = None,
+            seed: int = 0, known: Sequence[LatencyModel] = ()) -> LatencyPredictor:
+        """`known` are models of other devices, of any number and quality, for every network of the space: predictors,
+        or tables (`transfer.LookedUp`); anything else is replaced by a predictor that learns from its predictions, so
+        that a state needs nothing but itself.
+
+        DataError with fewer than four networks or with latencies that are not positive numbers.
+        """
         latency_N = np.asarray(latency_ms_N, dtype=np.float64)
         if len(latency_N) < LEAST_NETWORKS:
             raise DataError(f"a latency predictor needs at least {LEAST_NETWORKS} measured networks, got "
@@ -88,31 +83,41 @@ class LatencyPredictor:
         if not (np.isfinite(latency_N).all() and (latency_N > 0).all()):
             raise DataError("latencies to fit a predictor on must be positive numbers of ms; leave failed ones out")
         stderr_N = np.zeros_like(latency_N) if stderr_ms_N is None else np.asarray(stderr_ms_N, dtype=np.float64)
-        features_NF = _features(space, tokens_NT)
+        contained = tuple(_contained(space, model) for model in known)
         with threadpool_limits(1):   # matrices this small are slower on many threads, a hundredfold on a busy machine
-            linear, correction, heldout_N = _choose(features_NF, latency_N, seed)
-        fastest_ms, floor = float(latency_N.min()), float(np.mean(sqrt(2.0 / pi) * stderr_N / latency_N))
+            chosen = choose(_measured(space, tokens_NT, latency_N, contained), seed)
+        helpers = contained if chosen.recipe.strength is not None else ()
+        fastest_ms = float(latency_N.min())
+        if helpers:     # four networks say little about the fastest, the other devices much
+            reference_RI = inputs(space, reference_networks(space), chosen.recipe.counts, helpers)
+            expected_ms = max(chosen.linear.predict(reference_RI).min(), TRIVIAL_SHARE * np.median(latency_N))
+            fastest_ms = min(fastest_ms, float(expected_ms))
+        floor, heldout_N = float(np.mean(sqrt(2.0 / pi) * stderr_N / latency_N)), chosen.heldout_M
         typical = float(np.median(np.abs(np.log(np.maximum(heldout_N, 0.5 * fastest_ms) / latency_N))))
-        return cls(space, linear, correction, len(latency_N), _error(heldout_N, latency_N), typical, floor, fastest_ms)
+        return cls(space, chosen.linear, chosen.correction, len(latency_N),
+                   float(np.mean(np.abs(heldout_N / latency_N - 1.0))), typical, floor, fastest_ms,
+                   chosen.recipe.counts, helpers)
 
     def predict(self, tokens_NT: Tokens) -> Array:
         """float64[N] in ms, positive."""
-        features_NF = _features(self.space, tokens_NT)
-        latency_N = self.linear.predict(features_NF)
+        inputs_NI = inputs(self.space, tokens_NT, self.counts, self.known)
+        latency_N = self.linear.predict(inputs_NI)
         if self.correction is not None:
-            latency_N = latency_N * (1.0 + self.correction.predict(features_NF))
+            latency_N = latency_N * (1.0 + self.correction.predict(inputs_NI))
         return np.maximum(latency_N, 0.5 * self.fastest_ms)
 
     def state_dict(self) -> dict[str, Any]:
-        """A flat dictionary of arrays, numbers and strings."""
+        """A flat dictionary of arrays, numbers and strings; the models of other devices are in it, `known0.*` on."""
         state: dict[str, Any] = {
             "space_id": self.space.space_id, "n": self.n, "heldout_error": self.heldout_error,
             "typical_error": self.typical_error, "noise_floor": self.noise_floor, "fastest_ms": self.fastest_ms,
-            "weights": self.linear.weights_F}
+            "weights": self.linear.weights_I, "counts": self.counts, "known": len(self.known)}
         if self.correction is not None:
             c = self.correction
-            state |= {"correction_mean": c.mean_F, "correction_scale": c.scale_F, "correction_centres": c.centres_MF,
+            state |= {"correction_mean": c.mean_I, "correction_scale": c.scale_I, "correction_centres": c.centres_MI,
                       "correction_alpha": c.alpha_M, "correction_length": c.length}
+        for index, model in enumerate(self.known):
+            state |= {f"known{index}.{name}": value for name, value in model.state_dict().items()}
         return state
 
     @classmethod
@@ -126,75 +131,33 @@ class LatencyPredictor:
             mean, scale, centres, alpha = (np.asarray(state[f"correction_{name}"], dtype=np.float64)
                                            for name in ("mean", "scale", "centres", "alpha"))
             correction = Correction(mean, scale, centres, alpha, float(state["correction_length"]))
+        known = [_known(space, state, f"known{index}.") for index in range(int(state.get("known", 0)))]
         return cls(space, Linear(np.asarray(state["weights"], dtype=np.float64)), correction, int(state["n"]),
                    float(state["heldout_error"]), float(state.get("typical_error", state["heldout_error"])),
-                   float(state["noise_floor"]), float(state["fastest_ms"]))
+                   float(state["noise_floor"]), float(state["fastest_ms"]), bool(state.get("counts", False)),
+                   tuple(known))
 
 
-def _choose(features_NF: Array, latency_N: Array, seed: int) -> tuple[Linear, Correction | None, Array]:
-    """The linear model, with the correction that cross-validation likes best if it helps, and its held-out
-    predictions."""
-    folds_N = np.random.default_rng(seed).permutation(len(latency_N)) % min(FOLDS, len(latency_N))
-    plain_N = _heldout_linear(features_NF, latency_N, folds_N)
-    tried = [(_heldout_corrected(features_NF, latency_N, folds_N, length, noise), length, noise)
-             for length in LENGTH_SCALES for noise in NOISE_SHARES]
-    corrected_N, length, noise = min(tried, key=lambda option: (_error(option[0], latency_N), *option[1:]))
-    linear = fit_linear(features_NF, latency_N)
-    if _error(corrected_N, latency_N) >= CORRECTION_GAIN * _error(plain_N, latency_N):
-        return linear, None, plain_N
-    residual_N = latency_N / linear.predict(features_NF) - 1.0
-    return linear, fit_correction(features_NF, residual_N, length, noise), corrected_N
+def _measured(space: SearchSpace, tokens_NT: Tokens, latency_N: Array, known: Sequence[LatencyModel]) -> Measured:
+    """What the choice of a model needs: inputs of the measured networks, and what other devices teach beforehand."""
+    plain_NI, counted_NI = (inputs(space, tokens_NT, counts, known) for counts in (False, True))
+    if not known:
+        return Measured(latency_N, {False: plain_NI, True: counted_NI}, {}, 0)
+    priors, reference_RT = {}, reference_networks(space)
+    for counts in (False, True):
+        reference_RI = inputs(space, reference_RT, counts, known)
+        priors[counts] = Prior.learn(reference_RI[:, :-len(known)], reference_RI[:, -len(known):])
+    return Measured(latency_N, {False: plain_NI, True: counted_NI}, priors, len(known))
 
 
-def fit_linear(features_MF: Array, latency_M: Array) -> Linear:
-    """Non-negative least squares on relative residuals; columns are scaled alike for its tolerance."""
-    relative_MF = features_MF / latency_M[:, None]
-    norm_F = np.linalg.norm(relative_MF, axis=0)
-    norm_F[norm_F == 0] = 1.0
-    weights_F, _ = nnls(relative_MF / norm_F, np.ones(len(latency_M)), maxiter=30 * len(norm_F))
-    return Linear(weights_F / norm_F)
+def _contained(space: SearchSpace, model: LatencyModel) -> LatencyPredictor | LookedUp:
+    """The model itself where its state can be stored, else a predictor of what it predicts."""
+    if isinstance(model, LatencyPredictor | LookedUp):
+        return model
+    reference_RT = reference_networks(space)
+    return LatencyPredictor.fit(space, reference_RT, model.predict(reference_RT))
 
 
-def fit_correction(features_MF: Array, residual_M: Array, length: float, noise: float) -> Correction:
-    """Gaussian-process mean of the relative residuals: alpha = (K + noise I)^-1 residual."""
-    mean_F, scale_F = features_MF.mean(axis=0), features_MF.std(axis=0)
-    scale_F = np.where(scale_F > 0, scale_F, 1.0) * sqrt(features_MF.shape[1])
-    centres_MF = (features_MF - mean_F) / scale_F
-    gram_MM = _kernel(centres_MF, centres_MF, length) + noise * np.eye(len(residual_M))
-    return Correction(mean_F, scale_F, centres_MF, cho_solve(cho_factor(gram_MM), residual_M), length)
-
-
-def _kernel(a_NF: Array, b_MF: Array, length: float) -> Array:
-    return np.exp(-0.5 * cdist(a_NF, b_MF, "sqeuclidean") / length**2)
-
-
-def _features(space: SearchSpace, tokens_NT: Tokens) -> Array:
-    """The space's features and a constant, without which nothing explains the stem."""
-    features_NF = np.asarray(space.latency_features(np.asarray(tokens_NT, dtype=np.int8)), dtype=np.float64)
-    return np.concatenate([features_NF, np.ones((len(features_NF), 1))], axis=1)
-
-
-def _heldout_linear(features_NF: Array, latency_N: Array, folds_N: NDArray[np.int64]) -> Array:
-    """Predictions of every network by a fit on the other folds."""
-    predicted_N = np.empty_like(latency_N)
-    for fold in range(folds_N.max() + 1):
-        held = folds_N == fold
-        predicted_N[held] = fit_linear(features_NF[~held], latency_N[~held]).predict(features_NF[held])
-    return predicted_N
-
-
-def _heldout_corrected(features_NF: Array, latency_N: Array, folds_N: NDArray[np.int64], length: float,
-                       noise: float) -> Array:
-    predicted_N = np.empty_like(latency_N)
-    for fold in range(folds_N.max() + 1):
-        held = folds_N == fold
-        linear = fit_linear(features_NF[~held], latency_N[~held])
-        residual = latency_N[~held] / linear.predict(features_NF[~held]) - 1.0
-        correction = fit_correction(features_NF[~held], residual, length, noise)
-        predicted_N[held] = linear.predict(features_NF[held]) * (1.0 + correction.predict(features_NF[held]))
-    return predicted_N
-
-
-def _error(predicted_N: Array, latency_N: Array) -> float:
-    """Mean absolute percentage error, as a share."""
-    return float(np.mean(np.abs(predicted_N / latency_N - 1.0)))
+def _known(space: SearchSpace, state: Mapping[str, Any], prefix: str) -> LatencyPredictor | LookedUp:
+    part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return LookedUp.from_state(part) if "latency_ms" in part else LatencyPredictor.from_state(space, part)

@@ -36,12 +36,14 @@ SAMPLE_S = 0.25  # of the rate: advances closer together are one sample, so memo
 
 @dataclass(frozen=True)
 class Best:
-    """The best trial under one budget so far; `latency_ms` None: nothing under the budget yet."""
+    """The best trial under one budget so far; `latency_ms` None: nothing under the budget yet. `target` is named where
+    a run has several."""
 
     budget_ms: float
     latency_ms: float | None = None
     accuracy: float | None = None
     architecture: str = ""
+    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class FinalRow:
     params: int | None
     file: str
     feasible: bool = True
+    target: str = ""
 
 
 class Progress:
@@ -161,7 +164,8 @@ class Progress:
                          if value == value)  # nan: not known yet
 
     def _line(self) -> str:
-        best = "  ".join(f"<={b.budget_ms:g}ms {b.accuracy:.2%}" for b in self._best if b.accuracy is not None)
+        best = "  ".join(f"{_on(b.target)}<={b.budget_ms:g}ms {b.accuracy:.2%}" for b in self._best
+                         if b.accuracy is not None)
         return "  ".join(part for part in (f"{self._name}: {self._counts()}", self._fact_text(),
                                            f"best {best}" if best else "") if part)
 
@@ -187,8 +191,13 @@ def final_table(rows: Sequence[FinalRow]) -> RenderableType:
         table.add_column(name, justify="right", no_wrap=True)
     files = Table.grid(Column(no_wrap=True), Column(no_wrap=True),
                        Column(no_wrap=True, overflow="ellipsis", ratio=1), padding=(0, 2), expand=True)
+    section = ""
     for row in rows:
         budget = f"{row.budget_ms:g}"
+        if row.target != section:   # one block of rows per target
+            section = row.target
+            table.add_row(Text(section, style="bold"))
+            files.add_row(Text(section, style="bold"), "", "")
         if not row.feasible:
             table.add_row(budget, Text("no model", style="yellow"))
             files.add_row(f"{budget} ms", Text("no model", style="yellow"), Text(row.architecture, style="dim"))
@@ -206,9 +215,13 @@ def _best_table(rows: Sequence[Best]) -> Table:
     for row in rows:
         found = row.latency_ms is not None and row.accuracy is not None
         numbers = f"{row.accuracy:.2%} at {row.latency_ms:.3f} ms" if found else "nothing yet"
-        table.add_row(f"≤ {row.budget_ms:g} ms", Text(numbers, style="green" if found else "dim"),
+        table.add_row(f"{_on(row.target)}≤ {row.budget_ms:g} ms", Text(numbers, style="green" if found else "dim"),
                       Text(row.architecture, style="dim", overflow="ellipsis", no_wrap=True))
     return table
+
+
+def _on(target: str) -> str:
+    return f"{target} " if target else ""
 
 
 def _optional(value: float | None, form: str) -> str:

@@ -5,24 +5,31 @@ looked at here. Everything follows from the recorded trials and latencies, and f
 """
 from __future__ import annotations
 
+import contextlib
+
 from actors.supernet import newest_version
-from orchestrator.context import RunContext, intact_state
-from orchestrator.stages.explore import learn_and_save, replayed_controller
-from orchestrator.stages.measure import fit_predictor
+from orchestrator.context import RunContext, intact_state, state_name
+from orchestrator.goals import target_state
+from orchestrator.stages.explore import learn_and_save, replayed_panel
+from orchestrator.stages.measure import fit_and_save
 from orchestrator.stages.train import train_epochs
 
 
 def repair(run: RunContext) -> None:
     """Does nothing where all is whole."""
-    state = run.store.state()
-    if run.predictor is None and "slowest_ms" in state:  # measured and fitted
-        run.progress.note("the latency predictor is damaged or missing: it is fitted again to all measurements")
-        run.predictor = fit_predictor(run)
-        run.save_predictor(run.predictor)
+    for target in run.targets:
+        if target.predictor is None and "slowest_ms" in target_state(run.store, target.label):  # measured and fitted
+            run.progress.note(f"the latency predictor of {target.label} is damaged or missing: it is fitted again to "
+                              "all measurements")
+            fit_and_save(run, target)
     _weights(run)
-    if state.get("stage") in ("deliver", "done") and intact_state(run.store, "controller") is None:
+    if run.store.state().get("stage") not in ("deliver", "done"):
+        return
+    names = [state_name("controller", goal.label, run.config) for goal in run.goals]
+    if any(intact_state(run.store, name) is None for name in names):
         run.progress.note("the controller's state is damaged or missing: it learns again from all trials")
-        learn_and_save(run, replayed_controller(run))
+        with contextlib.closing(replayed_panel(run)) as panel:
+            learn_and_save(run, panel)
 
 
 def _weights(run: RunContext) -> None:

@@ -22,6 +22,7 @@ from orchestrator import report_figures as figures
 from orchestrator.drawing import drawing_data
 from orchestrator.progress import quantity
 from orchestrator.report_data import RunView, column_numbers, read_run
+from orchestrator.report_views import agreements, views
 from orchestrator.store import write_text
 from searchspaces.errors import SpaceError
 from searchspaces.space import SearchSpace, Tokens
@@ -44,8 +45,8 @@ def render(run: RunView, space: SearchSpace | None) -> str:
     # Template is safe here: values are inserted once and never scanned again.
     return Template((templates / "report.html").read_text()).substitute(
         title=escape(run.name), facts=_facts(run), badge=_badge(run), problems=_problems(problems),
-        notes_front=_front_note(run), notes_prediction=_prediction_note(run), notes_history=_history_note(run),
-        table=_table(run), commands=_commands(run, payload["budget"]), environment=_environment(run),
+        table=_table(run, len(payload["views"]) > 1), agreement=_agreement(run),
+        commands=_commands(run, payload["views"]), environment=_environment(run),
         style=(templates / "report.css").read_text(), script=(templates / "report.js").read_text(),
         data=json_in_html(payload), plotly=get_plotlyjs())
 
@@ -57,23 +58,32 @@ def json_in_html(value: Any) -> str:
 
 
 def page_data(run: RunView, space: SearchSpace | None, problems: list[str]) -> dict[str, Any]:
-    """Everything the page's script reads: figures, front, models, drawings and the range of the slider."""
+    """Everything the page's script reads: one view per goal (figures, front, models, notes and the range of the
+    slider), and what all of them share."""
+    seen = views(run)
+    training = figures.training_figure(run)
+    return {"run": run.name, "views": [_view(label, view, space) for label, view in seen],
+            "hidden": [] if training or _trains_a_supernet(run) else ["training"],
+            "drawing": _drawing(run, [view for _, view in seen], space, problems),
+            "figures": {"training": json.loads(training.to_json()) if training else None}}
+
+
+def _view(label: str, run: RunView, space: SearchSpace | None) -> dict[str, Any]:
     front, models = _front(run, space), [_model(row) for row in run.models]
     made: dict[str, go.Figure | None] = {
         "front": figures.front_figure(run), "prediction": figures.prediction_figure(run),
         "hypervolume": figures.hypervolume_figure(run), "best": figures.best_figure(run),
-        "training": figures.training_figure(run), "learning": figures.learning_figure(run)}
-    return {"run": run.name, "front": front, "models": models, "budget": _budget_range(front, models),
-            "hidden": [name for name, applies in _applicable(run).items() if not (applies or made[name])],
-            "drawing": _drawing(run, space, problems),
+        "learning": figures.learning_figure(run)}
+    return {"label": label, "front": front, "models": models, "budget": _budget_range(front, models),
+            "hidden": [] if made["learning"] else ["learning"],
+            "notes": {"front": _front_note(run), "prediction": _prediction_note(run), "history": _history_note(run)},
             "figures": {name: json.loads(figure.to_json()) if figure else None for name, figure in made.items()}}
 
 
-def _applicable(run: RunView) -> dict[str, bool]:
-    """Figures that not every kind of run has: without anything to show they are left out."""
+def _trains_a_supernet(run: RunView) -> bool:
     accuracy = run.config.get("accuracy")
     source = accuracy.get("source", "supernet") if isinstance(accuracy, dict) else accuracy or "supernet"
-    return {"training": source == "supernet", "learning": False}
+    return bool(source == "supernet")
 
 
 def _front(run: RunView, space: SearchSpace | None) -> list[dict[str, Any]]:
@@ -116,11 +126,12 @@ def _budget_range(front: list[dict[str, Any]], models: list[dict[str, Any]]) -> 
     return {"min": min(latencies), "max": max(latencies) * 1.02, "start": start}
 
 
-def _drawing(run: RunView, space: SearchSpace | None, problems: list[str]) -> dict[str, Any] | None:
+def _drawing(run: RunView, seen: list[RunView], space: SearchSpace | None,
+             problems: list[str]) -> dict[str, Any] | None:
     """Only what the slider can show is drawn, so the page stays small."""
     if space is None:
         return None
-    shown = run.trials.take(run.front).to_pylist() + run.models
+    shown = run.models + [row for view in seen for row in view.trials.take(view.front).to_pylist()]
     rows: dict[str, Tokens] = {}
     for row in shown:
         try:
@@ -147,6 +158,14 @@ def _name(run: RunView, section: str) -> str:
     return str(value.get("name", "")) if isinstance(value, dict) else str(value or "")
 
 
+def _targets(run: RunView) -> str:
+    """Labels of the configured devices; `target` is a configuration of an earlier version."""
+    listed = run.config.get("targets")
+    if not isinstance(listed, list):
+        return _name(run, "target")
+    return ", ".join(str(t.get("label") or t.get("name")) if isinstance(t, dict) else str(t) for t in listed)
+
+
 def _stage(run: RunView) -> str:
     return str(run.state.get("stage") or "unknown")
 
@@ -163,7 +182,7 @@ def _facts(run: RunView) -> str:
     failed = sum(1 for error in run.trials.column("error").to_pylist() if error)
     targets = sorted({name for name in run.trials.column("target_id").to_pylist() if name})
     facts = {
-        "Search space": _name(run, "space"), "Target": _name(run, "target") or ", ".join(targets),
+        "Search space": _name(run, "space"), "Target": _targets(run) or ", ".join(targets),
         "Dataset": _name(run, "data"), "Controller": _name(run, "controller"),
         "Trials": f"{len(accuracy):,}" + (f" ({failed:,} failed)" if failed else ""),
         "On the front": f"{len(run.front):,}", "Networks measured": f"{_networks_measured(run):,}",
@@ -196,7 +215,7 @@ def _front_note(run: RunView) -> str:
     sources = sorted({name for name in run.trials.column("accuracy_source").to_pylist() if name})
     how = {"supernet": "with the supernet's weights", "proxy": "by a short training", "table": "from a table"}
     scored = " or ".join(how.get(name, f"by {name}") for name in sources)
-    return (f"Trials are scored {escape(scored)}. " if scored else "") + (
+    return (f"Trials are scored {scored}. " if scored else "") + (
         f"Handed-over models are trained further and measured from their exported file.{thinned}")
 
 
@@ -215,18 +234,37 @@ def _history_note(run: RunView) -> str:
     return f"Area between the front and the corner at {latency_ms:.4g} ms and {accuracy:.1%}."
 
 
-def _table(run: RunView) -> str:
+def _agreement(run: RunView) -> str:
+    """A section for runs with several targets: do their rankings of networks agree?"""
+    pairs = agreements(run)
+    if not pairs:
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in ("Targets", "Kendall tau", "Spearman", "Networks on both"))
+    rows = "".join(f"<tr><td>{escape(pair.first)} and {escape(pair.second)}</td><td>{_rank(pair.kendall)}</td>"
+                   f"<td>{_rank(pair.spearman)}</td><td>{pair.networks}</td></tr>" for pair in pairs)
+    return ('<section><h2>Do the devices agree?</h2><p class="note">Rank correlation of measured latencies: at 1 the '
+            'devices put networks in the same order, and one front would serve both.</p><div class="scroll">'
+            f'<table id="agreement"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>')
+
+
+def _rank(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else "?"
+
+
+def _table(run: RunView, several: bool) -> str:
     if not run.generated:
         return '<p class="empty">No model has been handed over yet.</p>'
-    head = ("Budget (ms)", "Measured latency (ms)", "Test accuracy", "Validation accuracy", "Multiply-adds",
-            "Parameters", "File")
-    rows = "".join(_row(row) for row in sorted(run.generated, key=lambda row: row["budget_ms"]))
+    head = (*(("Target",) if several else ()), "Budget (ms)", "Measured latency (ms)", "Test accuracy",
+            "Validation accuracy", "Multiply-adds", "Parameters", "File")
+    rows = sorted(run.generated, key=lambda row: (str(row.get("target") or "") if several else "", row["budget_ms"]))
+    body = "".join(_row(row, several) for row in rows)
     return (f'<div class="scroll"><table id="models"><thead><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr></thead>'
-            f"<tbody>{rows}</tbody></table></div>")
+            f"<tbody>{body}</tbody></table></div>")
 
 
-def _row(row: dict[str, Any]) -> str:
-    budget = f"<td>{row['budget_ms']:.4g}</td>"
+def _row(row: dict[str, Any], several: bool) -> str:
+    target = f"<td>{escape(str(row.get('target') or ''))}</td>" if several else ""
+    budget = f"{target}<td>{row['budget_ms']:.4g}</td>"
     if not row.get("feasible"):
         reason = escape(str(row.get("reason") or "no architecture found under this budget"))
         return f'<tr class="infeasible">{budget}<td colspan="6">{reason}</td></tr>'
@@ -242,10 +280,12 @@ def _format(value: Any, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) else "?"
 
 
-def _commands(run: RunView, budget: dict[str, float] | None) -> str:
-    example = f"{budget['start']:.3g}" if budget else "2.5"
+def _commands(run: RunView, seen: list[dict[str, Any]]) -> str:
     lines = [f"paretoray resume {run.name}    # go on with this run"] if _stage(run) != FINISHED else []
-    lines.append(f"paretoray generate {run.name} --budget {example}ms    # a model for any budget")
+    for view in seen:
+        example = f"{view['budget']['start']:.3g}" if view["budget"] else "2.5"
+        target = f" --target {view['label']}" if len(seen) > 1 else ""
+        lines.append(f"paretoray generate {run.name} --budget {example}ms{target}    # a model for any budget")
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 

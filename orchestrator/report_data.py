@@ -13,11 +13,11 @@ import yaml
 from numpy.typing import NDArray
 
 from orchestrator.frontier import pareto_mask
-from orchestrator.store import LATENCY_SCHEMA, TRIAL_SCHEMA
+from orchestrator.store import ADDED, LATENCY_SCHEMA, TRIAL_SCHEMA
 
 TRIAL_COLUMNS = ["sequence", "arch_id", "tokens", "controller", "accuracy", "accuracy_source", "latency_ms",
-                 "latency_source", "target_id", "madds", "params", "budget_ms", "started_at", "error"]
-LATENCY_COLUMNS = ["arch_id", "latency_ms", "predicted_ms", "stderr_ms"]
+                 "latency_source", "target_id", "madds", "params", "budget_ms", "started_at", "error", "latencies"]
+LATENCY_COLUMNS = ["arch_id", "target_id", "latency_ms", "predicted_ms", "stderr_ms"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,8 @@ def _read_parts(run_dir: Path, name: str, schema: pa.Schema, columns: list[str],
     for path in sorted((run_dir / name).glob("part-*.parquet")):
         try:
             table = pq.read_table(path, page_checksum_verification=True)
+            for column in (wanted.field(name) for name in columns if name in ADDED and name not in table.column_names):
+                table = table.append_column(column, pa.nulls(table.num_rows, column.type))
             missing = [column for column in columns if column not in table.column_names]
             if missing:
                 raise pa.ArrowInvalid(f"it has no column {missing[0]}")

@@ -82,7 +82,9 @@ def retrain_missing(run: RunContext, retrained: Retrained, tokens_NT: Tokens) ->
     waiting = [row for row in tokens_NT if retrained.accuracy(row) is None]
     if not waiting:
         return
+    run.services.begin_training()
     run.services.close_rollouts()  # their CPUs and GPUs are for the trainers now
+    gpus = run.services.trainer_gpus(recipe)
     train = ray.put(run.splits.train)
     pending: dict[ray.ObjectRef, Tokens] = {}
     progress_s = time.monotonic()
@@ -92,7 +94,7 @@ def retrain_missing(run: RunContext, retrained: Retrained, tokens_NT: Tokens) ->
             while waiting and len(pending) < run.services.trainers(recipe):
                 row = waiting.pop(0)
                 pending[submit_retraining(run.space, row, train, run.preprocessing, retrained.settings,
-                                          retrained.unfinished, recipe.cpus, recipe.gpus)] = row
+                                          retrained.unfinished, recipe.cpus, gpus)] = row
             for reference in ray.wait(list(pending), timeout=POLL_S)[0]:
                 row, progress_s = pending.pop(reference), time.monotonic()
                 if _save(retrained, row, reference):

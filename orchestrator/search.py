@@ -19,7 +19,9 @@ from orchestrator.cluster import connected, environment, is_local
 from orchestrator.config import Config, dump_config, load_config
 from orchestrator.context import Leaders, RunContext, data_and_space
 from orchestrator.controllers.catalogue import check_controller_options
-from orchestrator.handover import Delivered
+from orchestrator.delivered import Delivered, refuse_missed
+from orchestrator.devices import local_devices
+from orchestrator.goals import target_state
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.metrics import RunMetrics
 from orchestrator.progress import Progress
@@ -68,7 +70,8 @@ class Search:
         self.stop = StopFlag()
         self._splits, self._space = data_and_space(config)
         check_accuracy(config.accuracy, self._space)
-        check_options(config.target.name, config.target.options)
+        for target in config.targets:
+            check_options(target.name, target.options)
         check_controller_options(config.controller.name, config.controller.options)
         if resumed is None:
             check_earlier(config, runs, self._space, self._splits)
@@ -85,13 +88,14 @@ class Search:
     def run(self) -> list[Delivered]:
         """Runs the stages that are left; returns what was handed over, one entry per budget.
 
-        Raises ParetorayError for what a user can repair and Interrupted after Ctrl-C or SIGTERM; in both cases the
-        console says how to resume.
+        Raises BudgetError at the end, after everything is written, if a budget of the user's got no model;
+        ParetorayError for what a user can repair and Interrupted after Ctrl-C or SIGTERM: then the console says how to
+        resume.
         """
         store: RunStore | None = None
         try:
-            slots = slots_needed(self.config)
-            with connected(self.config.cluster, self.address, slots), self.stop.installed():
+            slots, devices = slots_needed(self.config), local_devices(self.config, self.address)
+            with connected(self.config.cluster, self.address, slots, devices), self.stop.installed():
                 store = self._open()
                 store.lock()
                 return self._run(store)
@@ -104,18 +108,21 @@ class Search:
         preprocessing = Preprocessing.fit(self._splits.train, input_shape(self._space)[1])
         store.update_state(dataset=self._splits.name, classes=list(self._splits.classes),
                            channels=self._splits.channels)
+        notes: list[str] = []
         if not is_frozen(store, self.config):
-            freeze_earlier(store, check_earlier(self.config, self.runs, self._space, self._splits), self.config,
-                           self._space)
+            notes = freeze_earlier(store, check_earlier(self.config, self.runs, self._space, self._splits), self.config,
+                                   self._space)
         with contextlib.ExitStack() as stack:
             services = stack.enter_context(contextlib.closing(
                 Services(self.config, self._space, self._splits, preprocessing, store, is_local(self.address),
                          self.stop.check)))
             metrics = stack.enter_context(contextlib.closing(
-                RunMetrics(store.path, store.name, store.state().get("slowest_ms"))))
+                RunMetrics(store.path, store.name, target_state(store, self.config.labels[0]).get("slowest_ms"))))
             progress = stack.enter_context(Progress(self.console, title=f"paretoray {store.name}"))
             context = RunContext(self.config, store, self._space, self._splits, preprocessing, services, progress,
                                  self.stop, metrics, Leaders())
+            for note in notes:
+                progress.note(note)
             repair(context)
             for stage, step in STEPS.items():
                 if _reached(store) is stage:
@@ -124,10 +131,17 @@ class Search:
                     step(context)
                     store.update_state(stage=_next(stage).value)
             metrics.stage(Stage.DONE.value)
-        entries = delivered_entries(store)
+        entries = delivered_entries(store, self.config)
         progress.final_table(final_rows(entries))
         self.console.print(f"report: {write_report(store.path, self._space)}", highlight=False, soft_wrap=True)
+        refuse_missed([entry for entry in entries if self._asked_for(entry)])
         return entries
+
+    def _asked_for(self, entry: Delivered) -> bool:
+        """Is this budget the user's, or one that was spread over what the device reaches?"""
+        labels = self.config.labels
+        label = entry.target if entry.target in labels else labels[0]
+        return entry.budget_ms in self.config.budgets.of(label).values_ms
 
     def _say_how_to_resume(self, store: RunStore, error: BaseException) -> None:
         what = "stopped" if isinstance(error, Interrupted | KeyboardInterrupt) else "ended with an error"

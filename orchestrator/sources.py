@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from actors.evaluator import TableEvaluator
+from actors.knowledge import check_folder
 from orchestrator.accuracy import SupernetAccuracy, TableAccuracy, TrainingAccuracy
 from searchspaces.errors import ConfigError, DataError, SpaceError
 from searchspaces.space import SearchSpace, Tokens
@@ -26,13 +28,15 @@ class TableEvaluatorFactory:
 
 
 def check_accuracy(settings: SupernetAccuracy | TrainingAccuracy | TableAccuracy, space: SearchSpace) -> None:
-    """ConfigError or DataError where this source cannot score architectures of this space."""
+    """ConfigError, DataError or StoreError where this source cannot score architectures of this space."""
     if isinstance(settings, SupernetAccuracy):
         if type(space).make_supernet is SearchSpace.make_supernet:
             raise ConfigError(f"search space {space.space_id} has no supernet, so accuracies cannot come from one; set "
                               "'accuracy' to training (proxy training) or table")
     elif isinstance(settings, TableAccuracy):
         read_table(settings, space)
+    elif settings.knowledge not in ("off", "own"):
+        check_folder(Path(settings.knowledge).expanduser(), space)
 
 
 def read_table(settings: TableAccuracy, space: SearchSpace) -> TableEvaluatorFactory:

@@ -34,8 +34,12 @@ TRIAL_SCHEMA = pa.schema([
     ("target_id", pa.string()), ("madds", pa.int64()), ("params", pa.int64()), ("budget_ms", pa.float64()),
     ("reward", pa.float64()), ("seed", pa.int64()), ("started_at", pa.float64()), ("duration_s", pa.float64()),
     ("node", pa.string()), ("error", pa.string()), ("details", pa.string()),
+    ("latencies", pa.list_(pa.struct([("target", pa.string()), ("target_id", pa.string()),
+                                      ("latency_ms", pa.float64()), ("source", pa.string())]))),
+    ("proposed_for", pa.string()),
 ])
-ADDED = frozenset({"details"})  # columns of trials that runs of earlier versions lack; they read as null
+# Columns of trials that runs of earlier versions lack; they read as null.
+ADDED = frozenset({"details", "latencies", "proposed_for"})
 LATENCY_SCHEMA = pa.schema([
     ("arch_id", pa.string()), ("tokens", pa.list_(pa.int8())), ("target_id", pa.string()),
     ("latency_ms", pa.float64()), ("predicted_ms", pa.float64()), ("reference_ms", pa.float64()),
@@ -51,8 +55,9 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class Trial:
     """One evaluation, one row of `trials/`. Accuracy 0..1 (None where `error` says why), latency in milliseconds.
 
-    `reward` is the controller's, where it has one; `details` is JSON of what the evaluator adds (epochs, hits of the
-    knowledge pool ...).
+    `latency_ms`, its source and `target_id` are of the run's first target; `latencies` holds one entry per target
+    (`target` is its label). `budget_ms` is the one it was proposed for, of the goal `proposed_for`. `reward` is the
+    controller's, where it has one; `details` is JSON of what the evaluator adds (epochs, hits of the knowledge pool).
     """
 
     sequence: int
@@ -76,6 +81,8 @@ class Trial:
     node: str
     error: str = ""
     details: str | None = None
+    latencies: tuple[Mapping[str, Any], ...] | None = None
+    proposed_for: str | None = None
 
 
 @contextlib.contextmanager
@@ -230,7 +237,8 @@ class RunStore:
 
     def read_trials(self) -> list[Trial]:
         rows: list[dict[str, Any]] = self.trials.read([f.name for f in fields(Trial)]).to_pylist()
-        return [Trial(**row | {"tokens": tuple(row["tokens"])}) for row in rows]
+        return [Trial(**row | {"tokens": tuple(row["tokens"]),
+                               "latencies": row["latencies"] and tuple(row["latencies"])}) for row in rows]
 
     def event(self, kind: str, **facts: Any) -> None:
         """Appends one line to events.jsonl: what happened when, for the report. Losing the last one is harmless."""

@@ -22,12 +22,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from actors.data import Splits
-from actors.knowledge import KnowledgePool
+from actors.knowledge import KnowledgePool, check_folder
 from actors.knowledgeentry import write_whole
 from actors.latencyresult import LatencyResult
 from orchestrator.accuracy import TrainingAccuracy
 from orchestrator.config import Config, load_config
 from orchestrator.controllers.controller import EarlierRun, LatencyModel
+from orchestrator.goals import Goal, target_state
+from orchestrator.predictors import LEAST_NETWORKS, LatencyPredictor
 from orchestrator.records import latency_result
 from orchestrator.store import (
     LATENCY_SCHEMA,
@@ -40,7 +42,7 @@ from orchestrator.store import (
     write_json,
 )
 from searchspaces.catalogue import make_space
-from searchspaces.errors import ConfigError
+from searchspaces.errors import ConfigError, StoreError
 from searchspaces.space import SearchSpace
 
 FOLDER = "earlier"
@@ -75,16 +77,22 @@ def check_earlier(config: Config, runs: Path, space: SearchSpace, splits: Splits
     return sources
 
 
-def freeze_earlier(store: RunStore, sources: Sequence[Source], config: Config, space: SearchSpace) -> None:
-    """Copies what the earlier runs hold now into the run's folder. May be repeated where it was interrupted."""
+def freeze_earlier(store: RunStore, sources: Sequence[Source], config: Config, space: SearchSpace) -> list[str]:
+    """Copies what the earlier runs hold now into the run's folder. May be repeated where it was interrupted. Returns a
+    sentence for each run whose trained blocks cannot be used, or how many are."""
+    notes: list[str] = []
     for source in sources:
         if isinstance(config.accuracy, TrainingAccuracy) and config.accuracy.knowledge == "own":
-            copy_knowledge(source.path / "knowledge", store.path / "knowledge", space, config.accuracy.epochs)
+            blocks = copy_knowledge(source.path / "knowledge", store.path / "knowledge", space, config.accuracy.epochs)
+            notes.append(f"run {source.path.name} gives {blocks} trained blocks to start from" if blocks else
+                         f"no trained blocks come from run {source.path.name}: "
+                         + without_knowledge(source.path / "knowledge", space, config.accuracy.epochs))
         folder = store.path / FOLDER / source.path.name
         for name, schema in (("trials", TRIAL_SCHEMA), ("latency", LATENCY_SCHEMA)):
             with write_atomically(folder / f"{name}.parquet") as temporary:
                 pq.write_table(read_parts(source.path / name, schema), temporary, compression="zstd")
         write_json(folder / "about.json", source.about)
+    return notes
 
 
 def copy_knowledge(source: Path, destination: Path, space: SearchSpace, epochs: int) -> int:
@@ -101,25 +109,45 @@ def copy_knowledge(source: Path, destination: Path, space: SearchSpace, epochs: 
     return len(entries)
 
 
+def without_knowledge(source: Path, space: SearchSpace, epochs: int) -> str:
+    """Why a pool in this folder gives nothing."""
+    try:
+        check_folder(source, space)
+    except StoreError as error:
+        return str(error).split(";")[0]
+    trained = sorted({int(path.parts[-3].removeprefix("epochs-")) for path in source.glob("epochs-*/entries/*")})
+    if not trained:
+        return "it kept none (accuracy.knowledge)"
+    return f"its blocks were trained for {' or '.join(map(str, trained))} epochs, accuracy.epochs is {epochs} here"
+
+
 def is_frozen(store: RunStore, config: Config) -> bool:
     return all((store.path / FOLDER / Path(name).name / "about.json").exists() for name in config.warm_start)
 
 
-def earlier_runs(store: RunStore, config: Config, space: SearchSpace) -> tuple[EarlierRun, ...]:
-    """The successful trials of every earlier run, in the order of `warm_start`, then of their logs."""
-    target_id = store.state()["target_id"]
+def earlier_runs(store: RunStore, config: Config, space: SearchSpace, goal: Goal) -> tuple[EarlierRun, ...]:
+    """The successful trials of every earlier run, in the order of `warm_start`, then of their logs. Their latencies are
+    those of this goal's devices, nan where another device was measured."""
+    target_ids = {label: target_state(store, label)["target_id"] for label in goal.targets}
     runs = []
     for about, folder in _copies(store, config):
         rows = [row for row in pq.read_table(folder / "trials.parquet").to_pylist() if row["accuracy"] is not None]
         if not rows:
             continue
         comparable = about["space_id"] == space.space_id
+        by_device = [_latency_by_device(row) if comparable else {} for row in rows]
+        latency_ms_N = goal.latency_ms({label: np.array([row.get(target_id, np.nan) for row in by_device])
+                                        for label, target_id in target_ids.items()})
         runs.append(EarlierRun(
             about["name"], about["same_task"], space.canonical(np.array([row["tokens"] for row in rows], np.int8)),
-            np.array([row["accuracy"] for row in rows], dtype=np.float64),
-            np.array([row["latency_ms"] if comparable and row["target_id"] == target_id else np.nan for row in rows],
-                     dtype=np.float64)))
+            np.array([row["accuracy"] for row in rows], dtype=np.float64), latency_ms_N))
     return tuple(runs)
+
+
+def _latency_by_device(row: dict[str, Any]) -> dict[str, float]:
+    """Of one trial, in ms by target_id."""
+    known = {row["target_id"]: row["latency_ms"]} if row["latency_ms"] is not None else {}
+    return known | {entry["target_id"]: entry["latency_ms"] for entry in row.get("latencies") or ()}
 
 
 def with_latencies(run: EarlierRun, model: LatencyModel) -> EarlierRun:
@@ -136,6 +164,22 @@ def earlier_latencies(store: RunStore, config: Config, space: SearchSpace, targe
         rows = pq.read_table(folder / "latency.parquet").to_pylist() if about["space_id"] == space.space_id else []
         results = [latency_result(row) for row in rows if row["latency_ms"] and row["target_id"] == target_id]
         found[about["name"]] = [_rebased(result, reference_ms) for result in results]
+    return found
+
+
+def earlier_devices(store: RunStore, config: Config, space: SearchSpace,
+                    known_ids: Sequence[str]) -> dict[str, LatencyPredictor]:
+    """Predictors of devices that earlier runs measured on this space, except those with `known_ids`; by run and device.
+    """
+    found: dict[str, LatencyPredictor] = {}
+    for about, folder in _copies(store, config):
+        rows = pq.read_table(folder / "latency.parquet").to_pylist() if about["space_id"] == space.space_id else []
+        for target_id in sorted({row["target_id"] for row in rows if row["latency_ms"]} - set(known_ids)):
+            own = [row for row in rows if row["target_id"] == target_id and row["latency_ms"]]
+            if len(own) >= LEAST_NETWORKS:
+                found[f"{target_id} of run {about['name']}"] = LatencyPredictor.fit(
+                    space, np.array([row["tokens"] for row in own], dtype=np.int8),
+                    [row["latency_ms"] for row in own], [row["stderr_ms"] for row in own])
     return found
 
 

@@ -22,6 +22,7 @@ from actors.targets.target import LatencySample, LatencyTarget, Workload, merge_
 from orchestrator.config import Config, DeliverySettings
 from orchestrator.context import RunContext, recorded_latencies
 from orchestrator.evaluation import evaluate_architectures, measure_architectures
+from orchestrator.goals import target_state
 from orchestrator.handover import Workbench
 from orchestrator.retraining import Retrained, retrain_missing
 from orchestrator.services import supernet_settings
@@ -37,10 +38,10 @@ def cluster_bench(run: RunContext) -> Workbench:
 
 
 def local_bench(config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
-                store: RunStore) -> Workbench:
-    """TargetError if this machine is not the run's target."""
+                store: RunStore, labels: Sequence[str]) -> Workbench:
+    """TargetError if this machine has not the run's targets with these labels."""
     bench = SupernetLocalBench if config.accuracy.source == "supernet" else ScratchLocalBench
-    return bench(config, space, splits, preprocessing, store)
+    return bench(config, space, splits, preprocessing, store, labels)
 
 
 class ClusterBench:
@@ -49,15 +50,16 @@ class ClusterBench:
     def __init__(self, run: RunContext) -> None:
         self.run = run
 
-    def latencies_ms(self, tokens_NT: Tokens) -> list[float | None]:
-        measure_architectures(self.run, tokens_NT)
-        return [self.run.measured_ms.get(self.run.space.arch_id(row)) for row in tokens_NT]
+    def latencies_ms(self, target: str, tokens_NT: Tokens) -> list[float | None]:
+        device = next(device for device in self.run.targets if device.label == target)
+        measure_architectures(self.run, device, tokens_NT)
+        return [device.measured_ms.get(self.run.space.arch_id(row)) for row in tokens_NT]
 
     def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
         return [trial.accuracy for trial in evaluate_architectures(self.run, tokens_NT)]
 
-    def time_file(self, model: bytes) -> LatencySample:
-        return self.run.services.latency().measure_onnx(model, visits=self.run.config.latency.visits)
+    def time_file(self, target: str, model: bytes) -> LatencySample:
+        return self.run.services.latency(target).measure_onnx(model, visits=self.run.config.latency.visits)
 
 
 class SupernetClusterBench(ClusterBench):
@@ -101,53 +103,54 @@ class ScratchClusterBench(ClusterBench):
 
 
 class LocalBench:
-    """Everything in this process."""
+    """Everything in this process, for the targets with these labels."""
 
     def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
-                 store: RunStore) -> None:
+                 store: RunStore, labels: Sequence[str]) -> None:
         self.config, self.space, self.splits = config, space, splits
         self.preprocessing = preprocessing
-        self._measured = recorded_latencies(store)
-        state = store.state()
-        self._reference_ms: float = state["reference_ms"]
-        with contextlib.closing(self._target()) as target:
-            if target.identity().target_id != state["target_id"]:
-                raise TargetError(f"this machine is {target.identity()}, not the run's target {state['target']}; "
-                                  "generate on the machine that the run measured")
+        self._states = {label: target_state(store, label) for label in labels}
+        self._measured = {label: recorded_latencies(store, state["target_id"])
+                          for label, state in self._states.items()}
+        for label, state in self._states.items():
+            with contextlib.closing(self._target(label)) as target:
+                if target.identity().target_id != state["target_id"]:
+                    raise TargetError(f"this machine has {target.identity()}, not the run's target {label}, "
+                                      f"{state['target']}; generate on the machine that the run measured")
 
-    def latencies_ms(self, tokens_NT: Tokens) -> list[float | None]:
-        return [self._latency_ms(row) for row in tokens_NT]
+    def latencies_ms(self, target: str, tokens_NT: Tokens) -> list[float | None]:
+        return [self._latency_ms(target, row) for row in tokens_NT]
 
-    def time_file(self, model: bytes) -> LatencySample:
-        return self._visits(Workload(onnx=model), self.config.latency.visits)
+    def time_file(self, target: str, model: bytes) -> LatencySample:
+        return self._visits(target, Workload(onnx=model), self.config.latency.visits)
 
-    def _latency_ms(self, tokens_T: Tokens) -> float | None:
-        arch_id = self.space.arch_id(tokens_T)
-        if arch_id not in self._measured:
+    def _latency_ms(self, label: str, tokens_T: Tokens) -> float | None:
+        arch_id, measured = self.space.arch_id(tokens_T), self._measured[label]
+        if arch_id not in measured:
             try:
                 workload = Workload(tokens_T=tokens_T, graph=self.space.graph(tokens_T))
-                self._measured[arch_id] = self._visits(workload, 1).latency_ms
+                measured[arch_id] = self._visits(label, workload, 1).latency_ms
             except ParetorayError:
                 return None
-        return self._measured[arch_id]
+        return measured[arch_id]
 
-    def _visits(self, workload: Workload, visits: int) -> LatencySample:
-        with contextlib.closing(self._target()) as target:
+    def _visits(self, label: str, workload: Workload, visits: int) -> LatencySample:
+        with contextlib.closing(self._target(label)) as target:
             handles = target.prepare([workload])
             return merge_samples([target.measure(handles)[0] for _ in range(visits)])
 
-    def _target(self) -> LatencyTarget:
+    def _target(self, label: str) -> LatencyTarget:
         """Opened for each measurement only: while it is open, this thread and its children stay on one core."""
-        return make_target(self.config.target.name, self.config.target.options, input_shape(self.space),
-                           self._reference_ms)
+        plugin = next(plugin for plugin in self.config.targets if plugin.label == label)
+        return make_target(plugin.name, plugin.options, input_shape(self.space), self._states[label]["reference_ms"])
 
 
 class SupernetLocalBench(LocalBench):
     """With the supernet's last checkpoint."""
 
     def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
-                 store: RunStore) -> None:
-        super().__init__(config, space, splits, preprocessing, store)
+                 store: RunStore, labels: Sequence[str]) -> None:
+        super().__init__(config, space, splits, preprocessing, store, labels)
         torch.set_num_threads(config.supernet.cpus)  # as in the training worker
         calibration = calibration_images(splits.train, config.search.calibration_images, config.seed)
         self._evaluator = SupernetEvaluator(space, preprocessing.prepare(splits.val),
@@ -176,8 +179,8 @@ class ScratchLocalBench(LocalBench):
     """With what the run has retrained already; an architecture that it has not is retrained here, in this process."""
 
     def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
-                 store: RunStore) -> None:
-        super().__init__(config, space, splits, preprocessing, store)
+                 store: RunStore, labels: Sequence[str]) -> None:
+        super().__init__(config, space, splits, preprocessing, store, labels)
         self._recorded = {trial.arch_id: trial.accuracy for trial in store.read_trials()}
         self._retrained = Retrained(config, space, splits, preprocessing, store)
 

@@ -4,9 +4,9 @@
     for images, labels in batches:                     # float[B, C, H, W], int64[B]
         training.step(images, labels)
 
-Which subnets a step trains depends on (seed, step) only. So data-parallel workers with equal seeds train the same
-subnets and only need `reduce_gradients`, and a training resumed from `state_dict` continues bit-identically if it is
-fed the same batches. Not thread-safe.
+The supernet trains on the device it is on, and so do the images. Which subnets a step trains depends on (seed, step)
+only. So data-parallel workers with equal seeds train the same subnets and only need `reduce_gradients`, and a training
+resumed from `state_dict` continues bit-identically if it is fed the same batches. Not thread-safe.
 """
 from __future__ import annotations
 
@@ -163,13 +163,13 @@ class SupernetTraining:
                 for choice, counts in zip(self.supernet.space.choices, self._counts)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A snapshot as a flat dictionary that safetensors can write: model.*, momentum.*, counts.*, step."""
-        state = {f"model.{name}": tensor.detach().clone().contiguous()
+        """A snapshot on the CPU, flat so that safetensors can write it: model.*, momentum.*, counts.*, step."""
+        state = {f"model.{name}": tensor.detach().to("cpu", copy=True).contiguous()
                  for name, tensor in self.supernet.state_dict().items()}
         for name, parameter in self._parameters.items():
             buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
-                state[f"momentum.{name}"] = buffer.detach().clone().contiguous()
+                state[f"momentum.{name}"] = buffer.detach().to("cpu", copy=True).contiguous()
         for position, counts in enumerate(self._counts):
             state[f"counts.{position}"] = torch.from_numpy(counts.copy())
         return state | {"step": torch.tensor(self.steps_done)}
@@ -188,7 +188,8 @@ class SupernetTraining:
         for name, parameter in self._parameters.items():
             self._optimizer.state.pop(parameter, None)
             if f"momentum.{name}" in state:
-                self._optimizer.state[parameter]["momentum_buffer"] = state[f"momentum.{name}"].clone()
+                momentum = state[f"momentum.{name}"].to(parameter.device, copy=True)
+                self._optimizer.state[parameter]["momentum_buffer"] = momentum
 
 
 def evaluate(network: nn.Module, images: Tensor, labels: Tensor, batch: int = 256) -> float:

@@ -3,15 +3,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from actors.targets.android import AndroidTarget
+from actors.targets.cuda import CudaTarget
 from actors.targets.onnx_cpu import OnnxCpuTarget
 from actors.targets.table import TableTarget
 from actors.targets.target import Claim, LatencyTarget
 from searchspaces import plugins
 from searchspaces.errors import ConfigError
 
-TARGETS: dict[str, type[LatencyTarget]] = {"onnx_cpu": OnnxCpuTarget, "table": TableTarget}
+TARGETS: dict[str, type[LatencyTarget]] = {"onnx_cpu": OnnxCpuTarget, "cuda": CudaTarget, "android": AndroidTarget,
+                                           "table": TableTarget}
 GIVEN = ("input_shape", "reference_ms")     # what the pool passes to every target
-INTERNAL = ("reference", "protocol")        # objects, not configuration
+INTERNAL = ("reference", "protocol", "modules")     # objects, not configuration
 
 
 def target_class(name: str) -> type[LatencyTarget]:

@@ -6,7 +6,6 @@ Ray sets OMP_NUM_THREADS for its workers, so the runtime's thread counts are alw
 """
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from actors.targets.host import Affinity, ForeignLoad, cpu_name, device_lock
+from actors.targets.host import Affinity, ForeignLoad, cpu_name, device_lock, no_garbage_collection
 from actors.targets.pairing import Protocol, Timer, quiet_ms, visit
 from actors.targets.reference import graph_hash, reference_graph
 from actors.targets.target import Health, LatencySample, LatencyTarget, TargetIdentity, Workload
@@ -117,17 +116,10 @@ class OnnxCpuTarget(LatencyTarget):
         return Loaded(session, self._random_feed(session), (time.perf_counter() - started) * 1e3)
 
     def _random_feed(self, session: onnxruntime.InferenceSession) -> dict[str, NDArray[np.float32]]:
-        """Random images; a free first dimension takes the target's batch."""
+        """Random images."""
         rng, feed = np.random.default_rng(0), {}
         for argument in session.get_inputs():
-            shape = [self._batch if index == 0 and not isinstance(size, int) else size
-                     for index, size in enumerate(argument.shape)]
-            if argument.type != "tensor(float)" or not shape or not all(isinstance(size, int) for size in shape):
-                raise TargetError(f"input {argument.name} of the network is {argument.type} {argument.shape}; only "
-                                  "float tensors with a fixed size after the first dimension can be timed")
-            if shape[0] != self._batch:
-                raise TargetError(f"the network is made for batch {shape[0]}, this target measures batch {self._batch}")
-            feed[argument.name] = rng.random(shape, dtype=np.float32)
+            feed[argument.name] = rng.random(fixed_shape("input", argument, self._batch), dtype=np.float32)
         return feed
 
     def _timer(self, network: Loaded) -> Timer:
@@ -154,13 +146,8 @@ class OnnxCpuTarget(LatencyTarget):
                 load = ForeignLoad()
                 time.sleep(BUSY_CHECK_S)
                 _refuse_if_busy(load.share(), self._threads)
-            collecting = gc.isenabled()
-            gc.disable()
-            try:
+            with no_garbage_collection():
                 yield
-            finally:
-                if collecting:
-                    gc.enable()
 
 
 def _refuse_if_busy(share: float, threads: int) -> None:
@@ -176,6 +163,17 @@ def _session_options(threads: int) -> onnxruntime.SessionOptions:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4      # its errors arrive as exceptions
     return options
+
+
+def fixed_shape(role: str, argument: Any, batch: int) -> list[int]:
+    """The shape of a session's input or output; a free first dimension takes the batch. TargetError for others."""
+    shape = [batch if index == 0 and not isinstance(size, int) else size for index, size in enumerate(argument.shape)]
+    if argument.type != "tensor(float)" or not shape or not all(isinstance(size, int) for size in shape):
+        raise TargetError(f"{role} {argument.name} of the network is {argument.type} {argument.shape}; only float "
+                          "tensors with a fixed size after the first dimension can be timed")
+    if shape[0] != batch:
+        raise TargetError(f"the network is made for batch {shape[0]}, this target measures batch {batch}")
+    return shape
 
 
 def first_line(error: Exception) -> str:

@@ -62,10 +62,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Proposal:
-    """An architecture worth evaluating; `budget_ms` is the budget it was proposed for, None for exploration."""
+    """An architecture worth evaluating; `budget_ms` is the budget it was proposed for, None for exploration. Results of
+    one `batch` are compared with each other, so they should come about alike; numbers ascend, None: none of them."""
 
     tokens: Tokens
     budget_ms: float | None = None
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Controller(ABC):
     """See the module docstring. `settings` is an instance of the model that `settings_model` names."""
 
     uses_earlier_runs = False  # does it learn from `task.earlier`?
+    ranks_finalists = False    # are its answers retrained in its own order? Otherwise in that of their accuracy
 
     def __init__(self, space: SearchSpace, settings: Any, task: Task) -> None:
         self.space = space
@@ -143,6 +146,14 @@ class Controller(ABC):
         """What the controller maximises, for these results (nan where an accuracy is nan); recorded with the trials.
         None: it has no scalar reward."""
         return None
+
+    @classmethod
+    def cpus(cls, settings: Any) -> int:
+        """CPUs of the cluster that it holds while it learns, beside the driver's; `settings` as for the constructor."""
+        return 0
+
+    def close(self) -> None:  # noqa: B027 (most controllers hold nothing)
+        """Gives back what it holds on the cluster; nothing is proposed or observed after it."""
 
     def metrics(self) -> dict[str, float]:
         """Scalars worth a plot (losses, entropy, rank correlation), for TensorBoard and the report. The report draws

@@ -35,9 +35,10 @@
   };
 
   // --- what is best under a budget ------------------------------------------------------------------------------
+  let view = data.views[0];  // of the chosen target
   // The front is sorted by latency and strictly increases in accuracy, so its last member under the budget is the best.
-  const bestTrial = (budget) => data.front.filter((row) => row.latency_ms <= budget).at(-1);
-  const bestModel = (budget) => data.models.filter((row) => row.latency_ms <= budget)
+  const bestTrial = (budget) => view.front.filter((row) => row.latency_ms <= budget).at(-1);
+  const bestModel = (budget) => view.models.filter((row) => row.latency_ms <= budget)
     .reduce((best, row) => !best || row.accuracy > best.accuracy
       || (row.accuracy === best.accuracy && row.latency_ms < best.latency_ms) ? row : best, undefined);
 
@@ -99,10 +100,11 @@
 
   const modelCard = (model, budget) => {
     if (!model) {
+      const target = data.views.length > 1 ? ` --target ${view.label}` : "";
       return card("model", "Handed-over model", "none at or under " + ms(budget),
-        element("p", {}, "Make one: ", element("code", {}, `paretoray generate ${data.run} --budget ${Number(budget.toPrecision(4))}ms`)));
+        element("p", {}, "Make one: ", element("code", {}, `paretoray generate ${data.run} --budget ${Number(budget.toPrecision(4))}ms${target}`)));
     }
-    const budgets = data.models.filter((row) => row.arch_id === model.arch_id).map((row) => Number(row.budget_ms.toPrecision(4)));
+    const budgets = view.models.filter((row) => row.arch_id === model.arch_id).map((row) => Number(row.budget_ms.toPrecision(4)));
     const error = known(model.latency_stderr_ms) ? " ± " + model.latency_stderr_ms.toPrecision(2) : "";
     const file = model.href ? element("a", { href: model.href }, model.file) : model.file || "none";
     return card("model", "Handed-over model", "trained, exported and measured for " + budgets.join(", ") + " ms",
@@ -119,20 +121,21 @@
   };
 
   // --- figures and the slider -----------------------------------------------------------------------------------
-  for (const [name, figure] of Object.entries(data.figures)) {
-    const box = byId("figure-" + name);
-    if (data.hidden.includes(name)) box.closest("figure").hidden = true;
-    else if (figure) Plotly.newPlot(box, figure.data, figure.layout, CONFIG);
-    else { box.classList.add("empty"); box.textContent = EMPTY[name]; }
-  }
-
-  if (!data.budget) return;
   const range = byId("budget"), number = byId("budget-number"), choices = byId("choices"), plot = byId("figure-front");
-  range.min = data.budget.min;
-  range.max = data.budget.max;
-  byId("slider").hidden = false;
   let pending = null;
 
+  const drawFigures = (figures, hidden) => {
+    for (const [name, figure] of Object.entries(figures)) {
+      const box = byId("figure-" + name);
+      Plotly.purge(box);
+      box.replaceChildren();
+      box.classList.toggle("empty", !figure);
+      const frame = box.closest("figure");
+      if (frame) frame.hidden = hidden.includes(name);
+      if (figure && !hidden.includes(name)) Plotly.newPlot(box, figure.data, figure.layout, CONFIG);
+      else if (!figure) box.textContent = EMPTY[name] || "";
+    }
+  };
   const show = (budget, from) => {
     if (from !== range) range.value = budget;
     if (from !== number) number.value = Number(budget.toPrecision(4));
@@ -141,11 +144,33 @@
     if (pending) cancelAnimationFrame(pending);
     pending = requestAnimationFrame(() => Plotly.relayout(plot, { shapes: [
       { type: "line", x0: budget, x1: budget, y0: 0, y1: 1, yref: "paper", line: { color: "#0072B2", width: 2, dash: "dot" } },
-      { type: "rect", x0: budget, x1: 10 * data.budget.max, y0: 0, y1: 1, yref: "paper", fillcolor: "#9aa5b1", opacity: 0.12, line: { width: 0 }, layer: "below" },
+      { type: "rect", x0: budget, x1: 10 * view.budget.max, y0: 0, y1: 1, yref: "paper", fillcolor: "#9aa5b1", opacity: 0.12, line: { width: 0 }, layer: "below" },
     ] }));
   };
+  const choose = (chosen) => {
+    view = chosen;
+    drawFigures(view.figures, view.hidden);
+    for (const note of document.querySelectorAll("[data-note]")) note.textContent = view.notes[note.dataset.note];
+    for (const tab of byId("targets").children) tab.setAttribute("aria-selected", tab.dataset.target === view.label);
+    byId("slider").hidden = !view.budget;
+    choices.replaceChildren();
+    if (!view.budget) return;
+    range.min = view.budget.min;
+    range.max = view.budget.max;
+    if (view.figures.front) plot.on("plotly_click", (event) => show(event.points[0].x, null));
+    show(view.budget.start, null);
+  };
+
   range.addEventListener("input", () => show(Number(range.value), range));
   number.addEventListener("input", () => { if (number.value > 0) show(Number(number.value), number); });
-  if (data.figures.front) plot.on("plotly_click", (event) => show(event.points[0].x, null));
-  show(data.budget.start, null);
+  if (data.views.length > 1) {
+    byId("targets").hidden = false;
+    byId("targets").append(...data.views.map((one) => {
+      const tab = element("button", { type: "button", role: "tab", "data-target": one.label }, one.label);
+      tab.addEventListener("click", () => choose(one));
+      return tab;
+    }));
+  }
+  drawFigures(data.figures, data.hidden);
+  choose(data.views[0]);
 })();

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from actors.knowledge import KnowledgePool, KnowledgeService
 from actors.knowledgeentry import Entry
-from actors.knowledgerules import LEAST_HIT_RATIO, WINDOW, Gate, best_match, similarity
+from actors.knowledgerules import USUAL_GATE, Gate, GateSettings, best_match, similarity
 from searchspaces.adaptation import inherit
 from searchspaces.errors import StoreError
 from searchspaces.graph import Block
 from searchspaces.mnas import MnasS16, MnasS32
 from searchspaces.network import GraphNetwork
 from tests.actors.knowledgeprocess import BASE, EPOCHS, QUERIES, SPACE, Row, check_marks, insert, marked, other, rows
+
+WINDOW = USUAL_GATE.window
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def test_the_gate_opens_at_99_percent_of_the_last_200_queries(misses: int, on: b
     assert not gate.on                                  # one of the old misses is still among the last 200
     gate.record([True])
     assert gate.on is on and gate.hit_ratio == (WINDOW - misses) / WINDOW
-    assert on == (gate.hit_ratio >= LEAST_HIT_RATIO)
+    assert on == (gate.hit_ratio >= USUAL_GATE.least_hits)
 
 
 def test_the_gate_needs_a_full_window_and_stays_open() -> None:
@@ -154,13 +156,31 @@ def test_a_search_starts_cold_and_counts_its_queries(pool: KnowledgePool, row: R
     assert pool.start(row).active and not pool.start(row, active=False).active
 
 
-def test_no_batch_mixes_warm_and_cold_starts(pool: KnowledgePool, row: Row) -> None:
+def test_window_and_hits_can_be_told() -> None:
+    gate = Gate(None, GateSettings(window=10, least_hits=0.8))
+    gate.record([False] * 3 + [True] * 7)
+    assert not gate.on
+    gate.record([True])
+    assert gate.on
+
+
+def test_no_batch_mixes_warm_and_cold_starts(tmp_path: Path, row: Row) -> None:
+    """The pool gets ready in the middle of batch 0, whose last architecture starts after batch 1 and a restart."""
+    folder, gate = tmp_path / "pool", tmp_path / "gate.json"
+    pool = KnowledgePool(folder, SPACE, EPOCHS, gate_file=gate)
     insert(pool, row, 1)
-    assert not pool.begin_batch()
+    late, next_one, later = other(row, (2, 1)), other(row, (3, 1)), other(row, (4, 1))
+    assert not pool.begin_batch(0, np.stack([row, late]))
     for _ in range(40):
         assert not pool.start(row).active
     assert pool.ready()
-    assert pool.begin_batch() and pool.start(row).active
+    assert pool.start(later).active, "it belongs to no batch"
+    assert pool.begin_batch(1, next_one[None])
+    assert (pool.start(next_one).active, pool.start(next_one).batch) == (True, 1)
+    for again in (pool, KnowledgePool(folder, SPACE, EPOCHS, gate_file=gate)):
+        assert (again.start(late).active, again.start(late).batch) == (False, 0)
+        assert not again.begin_batch(0, late[None]) and not again.start(late).active, "the first word counts"
+        assert again.begin_batch(2, later[None]) and again.start(later).active
 
 
 def test_a_search_goes_on_with_its_window_and_the_next_search_has_its_own(tmp_path: Path, row: Row) -> None:

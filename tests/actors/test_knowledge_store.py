@@ -64,6 +64,26 @@ def test_the_oldest_entries_make_room(tmp_path: Path) -> None:
     assert pool.start(tokens[0], active=True).hits < QUERIES
 
 
+def test_the_limit_is_that_of_the_whole_folder(tmp_path: Path) -> None:
+    """Networks of another number of epochs count, and the older ones go first; the pool in use keeps its newest."""
+    folder, tokens = tmp_path / "pool", rows(6, seed=1)
+    before = KnowledgePool(folder, SPACE, EPOCHS)
+    for mark, each in enumerate(tokens[:3], start=1):
+        insert(before, each, mark)
+    size_mb = before.statistics()["megabytes"]
+    now = KnowledgePool(folder, SPACE, EPOCHS + 1, maximum_mb=size_mb)
+    assert before.start(tokens[2], active=True).lineage == (3,) * 10, "there is room for what is there"
+    for mark, each in enumerate(tokens[3:], start=4):
+        insert(now, each, mark)
+        assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= size_mb * 1e6
+        assert now.start(each, active=True).lineage == (mark,) * 10
+    assert before.start(tokens[0], active=True).hits < QUERIES
+    assert before.statistics()["megabytes"] + now.statistics()["megabytes"] <= size_mb
+    smaller = KnowledgePool(folder, SPACE, EPOCHS + 1, maximum_mb=0.8 * size_mb)
+    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= 0.8 * size_mb * 1e6
+    assert check_marks(smaller.start(tokens[-1], active=True)) > 0
+
+
 def test_another_process_sees_all_after_compactions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knowledgestore, "MAXIMUM_PARTS", 4)
     pool = KnowledgePool(tmp_path / "pool", SPACE, EPOCHS)

@@ -203,7 +203,8 @@ def test_cpu_target_survives_a_kill_and_keeps_its_core_and_reference(ray_local: 
     os.kill(pid, signal.SIGKILL)
     after = pool.measure(rows, visits=2)
     assert pool.health()[0].pid != pid
-    assert psutil.Process(pool.health()[0].pid).cpu_affinity() == [core]
+    cores = [psutil.Process(thread.id).cpu_affinity() for thread in psutil.Process(pool.health()[0].pid).threads()]
+    assert cores.count([core]) == 1 and len(cores) > 1      # the thread that measures, and it alone
     for results in (before, after):
         assert [result.source for result in results] == ["measured", "measured"]
         assert results[0].latency_ms < results[1].latency_ms

@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.fnas_claims --parts trainings transfer buffer [--seeds 10] [--reward accuracy latency]
 
-trainings  how many architectures are trained until the best so far reaches 99 % of the table's best reward
+trainings  how many architectures are trained until the best so far reaches 99 % of the table's best reward; the rows
+           PPO and +AEB take every sample as it is drawn, "known redrawn" replaces known ones as the critic's rows do
 transfer   error of the critic's V against samples, pretrained on CIFAR-10 or not (the paper's figure 3a)
 buffer     trainings for buffer sizes 10, 50, 200 and shares of a batch of 25, 50, 75 %
 
@@ -35,12 +36,17 @@ SHARE_OF_BEST = 0.99
 EARLIER_TRAININGS = 200  # of the CIFAR-10 search that is transferred from
 STEP = 8
 ALONE: dict[str, Any] = {"in_flight": 0}
-NO_CRITIC, NO_BUFFER = {"critic": {"use": False}}, {"buffer": {"size": 0}}
+NO_BUFFER: dict[str, Any] = {"buffer": {"size": 0}}
+# Every sample counts as it is drawn: none is replaced because it is known, up to all but one of a batch.
+NO_CRITIC: dict[str, Any] = {"critic": {"use": False, "extra_draws": 0, "trusted_share": 0.999}}
+REDRAWN: dict[str, Any] = {"critic": {"use": False}}
+PILOT: dict[str, Any] = {"batch": 20, "policy": {"entropy_start": 1e-3, "entropy_end": 1e-3}}
 PRINTED = {"critic": {"form": "printed", "decision": "uncertainty", "quantile": 0.5, "extra_draws": 50, "hidden": 200,
                       "least_trained": 100, "steps": 10}}
 VARIANTS: dict[str, tuple[Mapping[str, Any], str]] = {
     "PPO": (NO_CRITIC | NO_BUFFER, "296"), "+AEB": (NO_CRITIC, "154"), "+UAC": (NO_BUFFER, "222"), "all": ({}, "140"),
-    "all, printed critic": (PRINTED, ""), "all, transfer": ({}, "paper: a tenth"),
+    "all, transfer": ({}, "paper: a tenth"), "all, printed critic": (PRINTED, ""),
+    "PPO, known redrawn": (REDRAWN | NO_BUFFER, ""), "PPO, pilot's settings": (PILOT | NO_CRITIC | NO_BUFFER, "296"),
 }
 
 
@@ -107,10 +113,11 @@ def trainings_of(table: Table, options: Mapping[str, Any], seeds: Sequence[int],
 def row(name: str, counts: Sequence[int], reference: float, pilot: str = "") -> str:
     low, median, high = np.percentile(counts, [25, 50, 75])
     return (f"{name:24s} {median:7.0f} {low:6.0f} - {high:4.0f} {min(counts):6d} - {max(counts):4d}"
-            f" {sum(c >= CAP for c in counts):7d} {median / reference:9.2f}   {pilot}")
+            f" {sum(c >= CAP for c in counts):7d} {median / reference:9.2f}   {pilot:14s} "
+            + " ".join(str(count) for count in sorted(counts)))
 
 
-HEAD = f"{'':24s} {'median':>7s} {'quartiles':>13s} {'range':>13s} {'misses':>7s} {'of PPO':>9s}   pilot"
+HEAD = f"{'':24s} {'median':>7s} {'quartiles':>13s} {'range':>13s} {'misses':>7s} {'of PPO':>9s}   {'pilot':14s} all"
 
 
 def trainings(table: Table, rewards: Sequence[str], seeds: Sequence[int]) -> None:

@@ -11,16 +11,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
+import torch
 from rich.console import Console
 
+from actors.data import Preprocessing
+from actors.knowledge import KnowledgePool
 from orchestrator.accuracy import TableAccuracy
-from orchestrator.config import load_config, parse_config
+from orchestrator.config import dump_config, load_config, parse_config
+from orchestrator.context import data_and_space
+from orchestrator.controllers.controller import Proposal
+from orchestrator.datasets import DataSettings
 from orchestrator.generate import generate_models
 from orchestrator.search import Search
+from orchestrator.services import Services
 from orchestrator.sources import read_table
 from orchestrator.store import RunStore
-from searchspaces.errors import ConfigError, DataError, ParetorayError
+from searchspaces.errors import ConfigError, DataError, ParetorayError, StoreError
+from searchspaces.mnas import MnasS16
 from searchspaces.nasbench201 import NasBench201
+from searchspaces.network import GraphNetwork
 from tests.orchestrator.test_search import finish, parts, stage, start, when
 
 COLUMNS = list("abcdef")
@@ -70,6 +80,49 @@ def test_a_space_without_supernet_names_the_sources_that_work(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="has no supernet.*training.*or table"):
         Search(load_config(tmp_path / "c.yaml"), runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_pool_of_another_space_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    KnowledgePool(tmp_path / "pool", MnasS16(width=1.0), 1)
+    text = f"""
+data: {{name: digits, limit: 300}}
+space: mnas-s16
+accuracy: {{source: training, knowledge: {tmp_path / "pool"}}}
+controller: fnas
+"""
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(StoreError, match="holds blocks of mnas.width=1,.*name another folder"):
+        Search(load_config(tmp_path / "c.yaml"), runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "c.yaml").write_text(text.replace(str(tmp_path / "pool"), str(tmp_path / "new")))
+    Search(load_config(tmp_path / "c.yaml"), runs=tmp_path / "runs")
+    assert not (tmp_path / "new").exists(), "a run that was only checked leaves nothing behind"
+
+
+def test_the_sections_options_reach_the_pool(tmp_path: Path, ray_local: None) -> None:
+    """Size, and when it is switched on: after one network of seven blocks that are all known."""
+    config = parse_config({"space": "mnas-s16", "accuracy": {
+        "source": "training", "knowledge": "own", "knowledge_mb": 1.5, "knowledge_window": 7}}, "test")
+    splits, space = data_and_space(config.model_copy(update={"data": DataSettings(limit=300)}))
+    store = RunStore.create(tmp_path, "run", dump_config(config), {})
+    services = Services(config, space, splits, Preprocessing.fit(splits.train, 16), store, local=True)
+    try:
+        pool = services._trainer(config.accuracy).knowledge  # type: ignore[arg-type]
+        inserted = 0
+        for seed, row in enumerate(space.sample_uniform(np.random.default_rng(0), 8)):
+            torch.manual_seed(seed)
+            weights = {k: v.numpy() for k, v in GraphNetwork(space.graph(row)).state_dict().items()}
+            inserted += sum(array.nbytes for array in weights.values())
+            ray.get(pool.insert.remote(row, weights, 10, [10] * len(space.graph(row).blocks)), timeout=60)
+        assert 0 < services.knowledge_statistics()["megabytes"] <= 1.5 < inserted / 1e6
+        assert services.knowledge_statistics()["active"] == 0
+        assert ray.get(pool.start.remote(row), timeout=60).hits == 7
+        assert services.knowledge_statistics()["active"] == 1
+        services.begin_batches([Proposal(row, batch=3)])
+        start = ray.get(pool.start.remote(row), timeout=60)
+        assert (start.active, start.batch) == (True, 3)
+    finally:
+        services.close()
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), [

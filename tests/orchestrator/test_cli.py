@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.goals import target_state
 from orchestrator.store import RunStore
 from tests.orchestrator.test_search import PATIENCE_S, ROOT, TINY, check_finished_run, command, finish, start
 
@@ -48,7 +49,9 @@ def test_generate_answers_a_new_budget(finished: Path) -> None:
     assert new["latency_ms"] <= new["budget_ms"] == pytest.approx(budget)
     sidecar = json.loads((finished / new["onnx"]).with_suffix(".json").read_text())
     assert sidecar["parity_max_difference"] < 1e-3
-    assert sidecar["reference_ms"] == RunStore(finished).state()["reference_ms"]
+    assert sidecar["targets"]["onnx_cpu"] == {
+        key: value for key, value in target_state(RunStore(finished), "onnx_cpu").items()
+        if key in ("target_id", "target", "reference_ms")}
 
 
 def test_generate_refuses_what_nobody_meets(finished: Path) -> None:
@@ -107,8 +110,8 @@ def test_measure_writes_and_continues_a_table(tmp_path: Path) -> None:
 
 def test_targets() -> None:
     rows = json.loads(paretoray("targets", "--json").stdout)
-    assert rows[0]["target"] == "onnx_cpu"
-    assert rows[0]["health"] == "ok"
+    assert [(row["kind"], row["device"], row["state"], row["health"]) for row in rows
+            if row["kind"] == "onnx_cpu"] == [("onnx_cpu", "latency_cpu", "idle", "ok")]
 
 
 def test_check_certifies_and_refuses(tmp_path: Path) -> None:
@@ -132,7 +135,7 @@ def test_check_certifies_and_refuses(tmp_path: Path) -> None:
 
 def test_help_teaches() -> None:
     text = paretoray("--help").stdout
-    for name in ("search", "resume", "generate", "measure", "targets", "report", "runs", "check"):
+    for name in ("search", "resume", "generate", "measure", "targets", "worker", "report", "runs", "check"):
         assert name in text
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import Config, dump_config, load_config, parse_budget, parse_config
+from orchestrator.controllers.catalogue import check_controller_options
+from searchspaces.catalogue import make_space
 from searchspaces.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -16,6 +18,11 @@ def test_shipped_configurations_load_and_round_trip(path: Path, tmp_path: Path) 
     config = load_config(path)
     (tmp_path / "again.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "again.yaml") == config
+    check_controller_options(config.controller.name, config.controller.options)
+    if config.controller.name == "fnas":
+        space = make_space(config.space.name, classes=10, channels=3, options=config.space.options)
+        assert space.space_id.startswith("mnas(")
+        assert config.delivery.alternatives == 10
 
 
 @pytest.mark.parametrize(("text", "milliseconds"), [("2.5", 2.5), (4, 4.0), ("2.5ms", 2.5), ("300us", 0.3),
@@ -44,6 +51,16 @@ def test_mistakes_are_named(raw: dict[str, object], message: str) -> None:
         parse_config(raw, "mine.yaml")
     assert message in str(error.value)
     assert "mine.yaml" in str(error.value)
+
+
+def test_ten_finalists_are_retrained_and_six_fine_tuned_unless_told_otherwise(tmp_path: Path) -> None:
+    for accuracy, delivery, expected in (("supernet", {}, 6), ("training", {}, 10), ("training", {"margin": 0.1}, 10),
+                                         ("training", {"alternatives": 6}, 6)):
+        config = parse_config({"accuracy": accuracy, "delivery": delivery}, "test")
+        assert config.delivery.alternatives == expected
+        (tmp_path / "again.yaml").write_text(dump_config(config))
+        assert load_config(tmp_path / "again.yaml") == config
+    assert Config().delivery.alternatives == 6
 
 
 def test_overrides(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from actors.data import Preprocessing
 from actors.supernet import SupernetService, SupernetSettings
+from orchestrator.config import Config
 from orchestrator.context import RunContext, intact_state, load_state, save_state
 from orchestrator.datasets import DataSettings, load_dataset
 from orchestrator.interrupt import StopFlag
@@ -23,7 +24,7 @@ def context(folder: Path) -> RunContext:
     """Of a run that has only begun; its services are never used."""
     unused: Any = SimpleNamespace()
     store = RunStore.create(folder, "run", "", {})
-    return RunContext(unused, store, TinySpace(), unused, unused, unused, unused, StopFlag(), unused)
+    return RunContext(Config(), store, TinySpace(), unused, unused, unused, unused, StopFlag(), unused)
 
 
 def test_what_an_actor_says_is_one_sentence(ray_local: None, tmp_path: Path) -> None:

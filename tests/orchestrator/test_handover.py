@@ -17,8 +17,10 @@ from actors.targets.target import LatencySample
 from configs.own_space import PlainCnn
 from orchestrator.config import DeliverySettings
 from orchestrator.controllers.controller import Answer
+from orchestrator.delivered import Candidate, ranked_under
 from orchestrator.exported import check_parity, file_accuracy
-from orchestrator.handover import Candidate, HandOver, ranked_under
+from orchestrator.goals import Goal
+from orchestrator.handover import HandOver
 from searchspaces.errors import EvaluationError
 from searchspaces.network import GraphNetwork
 from searchspaces.onnxgraph import to_onnx
@@ -39,7 +41,7 @@ class Bench:
         self.before, self.after, self.diverged, self.final = before, after, diverged, final or {}
         self.trained: list[str] = []
 
-    def latencies_ms(self, tokens_NT: Tokens) -> list[float | None]:
+    def latencies_ms(self, target: str, tokens_NT: Tokens) -> list[float | None]:
         return [self.before.get(SPACE.arch_id(row)) for row in tokens_NT]
 
     def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
@@ -59,7 +61,7 @@ class Bench:
         torch.manual_seed(0)
         return {name: tensor.numpy() for name, tensor in GraphNetwork(SPACE.graph(tokens_T)).state_dict().items()}
 
-    def time_file(self, model: bytes) -> LatencySample:
+    def time_file(self, target: str, model: bytes) -> LatencySample:
         arch_id = {p.key: p.value for p in onnx.load_from_string(model).metadata_props}["arch_id"]
         ms = self.after[arch_id]
         return LatencySample("cpu-0", ms, 1.0, ms, 0.01, 6, 0.0, 0.0, ((ms,),), ((1.0,),), 0.0, 0.1)
@@ -67,8 +69,9 @@ class Bench:
 
 def handover(bench: Bench, folder: Path) -> HandOver:
     settings = DeliverySettings(alternatives=3, fine_tune_epochs=1, margin=0.02)
-    return HandOver(SPACE, SPLITS, Preprocessing.fit(IMAGES, 8), bench, settings, folder,
-                    {"run": "r", "weights_version": 2})
+    lineage = {"run": "r", "weights_version": 2, "targets": {"cpu": {"target": {"batch": 1}}}}
+    return HandOver(SPACE, SPLITS, Preprocessing.fit(IMAGES, 8), bench, settings, folder, lineage,
+                    Goal("cpu", ("cpu",), (1.0,)))
 
 
 def candidates(latencies: list[float], accuracies: list[float]) -> list[Candidate]:
@@ -92,7 +95,7 @@ def test_model_is_complete_and_documented(tmp_path: Path) -> None:
     sidecar: dict[str, Any] = json.loads((tmp_path / entry.onnx).with_suffix(".json").read_text())
     assert sidecar["tokens"] == ROWS[1].tolist()
     assert sidecar["weights_version"] == 2
-    assert sidecar["latency"]["candidate_ms"] == [[2]]
+    assert sidecar["latencies"]["cpu"]["candidate_ms"] == [[2]]
     assert sidecar["input"]["preprocessing"]["resolution"] == 8
     assert sidecar["output"]["classes"] == ["a", "b", "c"]
     assert sidecar["parity_max_difference"] < 1e-4
@@ -113,8 +116,8 @@ def test_nothing_is_handed_over_above_the_budget(tmp_path: Path) -> None:
     entry = next(iter(handover(bench, tmp_path).deliver([1.0], candidates([0.9, 0.95, 3, 4], [0.6, 0.7, 0.8, 0.9]))))
     assert not entry.feasible
     assert entry.onnx == ""
-    assert entry.reason == ("no exported model meets 1 ms: 2 that had been measured under it took 1.1 ms or more from "
-                            "their files")
+    assert entry.reason == ("no exported model meets 1 ms on cpu: 2 that had been measured under it took 1.1 ms or "
+                            "more from their files; candidates reach 0.9 to 4 ms")
 
 
 def test_diverged_training_costs_one_candidate(tmp_path: Path) -> None:
@@ -147,6 +150,19 @@ def test_finalists_are_each_budgets_best_ranked_by_their_final_weights(tmp_path:
     assert ranked_under(5.0, finals, 0.02)[0].arch_id == names[1]
 
 
+def test_a_controller_that_ranks_finalists_decides_what_is_retrained(tmp_path: Path) -> None:
+    """Its order comes before the accuracies of the search; what does not fit the budget is not retrained for it."""
+    names = [SPACE.arch_id(row) for row in ROWS]
+    found = candidates([1, 2, 2.1, 4], [0.6, 0.7, 0.8, 0.9])
+    maker = handover(Bench({}, {}, final=dict.fromkeys(names, 0.5)), tmp_path)
+    maker.settings = maker.settings.model_copy(update={"alternatives": 2})
+    order = [Answer(2.5, ROWS[i], 1.0, 0.5, 0.5, observed=True, feasible=True) for i in (3, 0, 1)]
+    retrained = [c.arch_id for c in maker.finalists([2.5], found, [order]) if c.accuracy == 0.5]
+    assert retrained == [names[0], names[1]]
+    retrained = [c.arch_id for c in maker.finalists([2.5], found, [order[:2]]) if c.accuracy == 0.5]
+    assert retrained == [names[0], names[2]], "the others fill up, most accurate first"
+
+
 def test_a_budget_without_final_weights_keeps_its_most_promising(tmp_path: Path) -> None:
     names = [SPACE.arch_id(row) for row in ROWS]
     found = candidates([1, 2, 2.1, 4], [0.6, 0.7, 0.8, 0.9])
@@ -156,7 +172,7 @@ def test_a_budget_without_final_weights_keeps_its_most_promising(tmp_path: Path)
     assert [(c.arch_id, c.accuracy) for c in maker.finalists([2.5], found)] == [
         (names[2], pytest.approx(-0.2)), fastest]
     entry = next(iter(maker.deliver([0.5], maker.finalists([0.5, 5.0], found))))
-    assert entry.reason == "no measured candidate meets 0.5 ms; candidates reach 1 to 4 ms"
+    assert entry.reason == "no measured candidate meets 0.5 ms on cpu; candidates reach 1 to 4 ms"
 
 
 def test_candidates_use_what_is_known_and_evaluate_the_rest(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The same search on an existing cluster: by --address, and as a Ray job with the working directory uploaded."""
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -60,7 +61,15 @@ def test_search_by_address(head: tuple[str, str], tmp_path: Path) -> None:
     process = start("search", str(config), "--name", "there", "--runs", str(tmp_path / "runs"), "--address", head[0])
     output = finish(process)
     assert process.returncode == 0, output
-    check_finished_run(tmp_path / "runs" / "there")
+    run = tmp_path / "runs" / "there"
+    check_finished_run(run)
+    known = [entry["budget_ms"] for entry in json.loads((run / "generated.json").read_text())]
+    more = start("generate", "there", "--budget", f"{sum(known) / 2}ms", "--runs", str(run.parent), "--address",
+                 head[0])
+    output = finish(more)
+    assert more.returncode == 0, output
+    new = [entry for entry in json.loads((run / "generated.json").read_text()) if entry["budget_ms"] not in known]
+    assert [entry["feasible"] for entry in new] == [True]
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_linear_weights_are_non_negative_and_relative() -> None:
     rng = np.random.default_rng(3)
     features = rng.uniform(0.5, 2.0, (40, 2))
     latency = np.maximum(features @ [2.0, -0.3] + 0.1 * rng.normal(size=40), 0.1)
-    weights = fit_linear(features, latency).weights_F
+    weights = fit_linear(features, latency).weights_I
     assert (weights >= 0).all() and weights[1] == 0.0
 
     def loss(w: np.ndarray) -> float:

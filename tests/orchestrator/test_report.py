@@ -322,7 +322,7 @@ def test_foreign_tokens_are_said_and_everything_else_is_drawn(tmp_path: Path) ->
     run = read_run(full_run(tmp_path, trials=60).path)
     problems: list[str] = []
     data = page_data(run, NasBench201(classes=10, channels=3), problems)
-    assert data["drawing"]["architectures"] == {} and len(data["front"]) > 2
+    assert data["drawing"]["architectures"] == {} and len(data["views"][0]["front"]) > 2
     assert problems and "is not of this search space and not drawn" in problems[0]
 
 

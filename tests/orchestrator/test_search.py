@@ -98,8 +98,9 @@ def check_finished_run(run: Path) -> int:
         assert entry["feasible"], entry["reason"]
         assert entry["latency_ms"] <= entry["budget_ms"]
         sidecar = json.loads((run / entry["onnx"]).with_suffix(".json").read_text())
-        assert sidecar["latency"]["candidate_ms"]
-        assert sidecar["latency"]["latency_ms"] == entry["latency_ms"]
+        sample = sidecar["latencies"]["onnx_cpu"]
+        assert sample["candidate_ms"]
+        assert sample["latency_ms"] == entry["latency_ms"] == entry["latencies_ms"]["onnx_cpu"]
         assert sidecar["run"] == run.name
         session = onnxruntime.InferenceSession(run / entry["onnx"])
         shape = session.get_inputs()[0].shape

@@ -15,6 +15,7 @@ from actors.data import Images, Splits
 from actors.knowledge import KnowledgePool
 from orchestrator.config import Config, parse_config
 from orchestrator.controllers.controller import EarlierRun
+from orchestrator.goals import Goal, target_state, update_target_state
 from orchestrator.search import Search
 from orchestrator.stages.measure import with_known
 from orchestrator.store import RunStore, Trial, write_json, write_text
@@ -37,6 +38,7 @@ SPACE = NasBench201(classes=2, channels=1, width=4, cells=1, resolution=8)
 NONE = Images(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int64))
 SPLITS = Splits(NONE, NONE, NONE, ("a", "b"), "letters")
 ROWS = SPACE.sample_uniform(np.random.default_rng(0), 4)
+GOAL = Goal("onnx_cpu", ("onnx_cpu",), (1.0,))
 CELLS = {"name": "nasbench201", "width": 4, "cells": 1, "resolution": 8}
 
 
@@ -64,7 +66,7 @@ def earlier_run(root: Path, name: str = "first", dataset: str = "letters", targe
 
 def warm(root: Path, wanted: Config, target_id: str = "cpu-1") -> RunStore:
     store = RunStore.create(root, "second", "{}", {})
-    store.update_state(target_id=target_id)
+    update_target_state(store, GOAL.label, target_id=target_id)
     freeze_earlier(store, check_earlier(wanted, root, SPACE, SPLITS), wanted, SPACE)
     return store
 
@@ -72,7 +74,7 @@ def warm(root: Path, wanted: Config, target_id: str = "cpu-1") -> RunStore:
 def test_trials_arrive_in_order_without_the_failed_ones(tmp_path: Path) -> None:
     earlier_run(tmp_path)
     wanted = config(warm_start=["first"])
-    run, = earlier_runs(warm(tmp_path, wanted), wanted, SPACE)
+    run, = earlier_runs(warm(tmp_path, wanted), wanted, SPACE, GOAL)
     assert (run.name, run.same_task) == ("first", True)
     assert np.array_equal(run.tokens_NT, ROWS[[0, 1, 3]])
     assert run.accuracy_N == pytest.approx([0.5, 0.6, 0.8])
@@ -83,7 +85,7 @@ def test_trials_arrive_in_order_without_the_failed_ones(tmp_path: Path) -> None:
 def test_another_dataset_or_recipe_is_another_task(tmp_path: Path, changes: dict[str, object]) -> None:
     earlier_run(tmp_path, **changes)  # type: ignore[arg-type]
     wanted = config(warm_start=["first"])
-    run, = earlier_runs(warm(tmp_path, wanted), wanted, SPACE)
+    run, = earlier_runs(warm(tmp_path, wanted), wanted, SPACE, GOAL)
     assert not run.same_task
     assert run.accuracy_N == pytest.approx([0.5, 0.6, 0.8])
 
@@ -102,7 +104,7 @@ def test_latencies_of_another_device_are_not_used(tmp_path: Path) -> None:
     wanted = config(warm_start=["first"])
     store = warm(tmp_path, wanted)
     assert earlier_latencies(store, wanted, SPACE, "cpu-1", 3.0) == {"first": []}
-    run, = earlier_runs(store, wanted, SPACE)
+    run, = earlier_runs(store, wanted, SPACE, GOAL)
     assert np.isnan(run.latency_ms_N).all() and np.isfinite(run.accuracy_N).all()
 
 
@@ -121,7 +123,7 @@ def test_networks_of_another_width_share_accuracies_but_no_latencies(tmp_path: P
     wanted = config(warm_start=["first"])
     store = warm(tmp_path, wanted)
     assert earlier_latencies(store, wanted, SPACE, "cpu-1", 3.0) == {"first": []}
-    assert np.isnan(earlier_runs(store, wanted, SPACE)[0].latency_ms_N).all()
+    assert np.isnan(earlier_runs(store, wanted, SPACE, GOAL)[0].latency_ms_N).all()
 
 
 def test_another_kind_of_space_is_refused_naming_both(tmp_path: Path) -> None:
@@ -143,12 +145,12 @@ def test_what_was_read_stays_when_the_earlier_run_changes(tmp_path: Path) -> Non
     wanted = config(warm_start=[str(first.path)])
     assert not is_frozen(RunStore.create(tmp_path, "other", "{}", {}), wanted)
     store = warm(tmp_path, wanted)
-    before, = earlier_runs(store, wanted, SPACE)
+    before, = earlier_runs(store, wanted, SPACE, GOAL)
     first.append_trials([replace(first.read_trials()[0], sequence=4)])
     for part in (first.path / "latency").iterdir():
         part.unlink()
     write_text(first.path / "config.yaml", "space: mobilenetv3-s16")
-    after, = earlier_runs(store, wanted, SPACE)
+    after, = earlier_runs(store, wanted, SPACE, GOAL)
     assert is_frozen(store, wanted)
     assert np.array_equal(before.tokens_NT, after.tokens_NT) and np.array_equal(before.accuracy_N, after.accuracy_N)
     assert len(earlier_latencies(store, wanted, SPACE, "cpu-1", 2.0)["first"]) == 2
@@ -165,14 +167,29 @@ def test_trained_blocks_of_an_earlier_run_start_the_next_pool(tmp_path: Path) ->
         KnowledgePool(store.path / "knowledge", space, epochs).insert(
             tokens_T, weights, 10, [10] * len(space.graph(tokens_T).blocks))
     store = RunStore.create(tmp_path, "second", "{}", {})
-    freeze_earlier(store, check_earlier(wanted, tmp_path, space, SPLITS), wanted, space)
+    notes = freeze_earlier(store, check_earlier(wanted, tmp_path, space, SPLITS), wanted, space)
+    assert notes == ["run first gives 10 trained blocks to start from"]
     start = KnowledgePool(store.path / "knowledge", space, 2).start(tokens_T, active=True)
     assert (start.hits, start.queries) == (7, 7)
     # Blocks trained for another number of epochs would be an unfair start.
     wanted = wanted.model_copy(update={"warm_start": ["longer"]})
     store = RunStore.create(tmp_path, "third", "{}", {})
-    freeze_earlier(store, check_earlier(wanted, tmp_path, space, SPLITS), wanted, space)
+    notes = freeze_earlier(store, check_earlier(wanted, tmp_path, space, SPLITS), wanted, space)
+    assert notes == ["no trained blocks come from run longer: its blocks were trained for 3 epochs, accuracy.epochs is "
+                     "2 here"]
     assert KnowledgePool(store.path / "knowledge", space, 2).start(tokens_T, active=True).hits == 0
+    # So would those of wider networks; and a run without a pool has none.
+    wider = MnasS16(classes=2, channels=1, width=1.0)
+    for name, width in (("wide", 1.0), ("none", None)):
+        store = RunStore.create(tmp_path, name, "space: {name: mnas-s16, width: 1.0}\naccuracy: training\n", {})
+        if width:
+            KnowledgePool(store.path / "knowledge", wider, 2)
+    wanted = wanted.model_copy(update={"warm_start": ["wide", "none"]})
+    store = RunStore.create(tmp_path, "fourth", "{}", {})
+    wide, none = freeze_earlier(store, check_earlier(wanted, tmp_path, space, SPLITS), wanted, space)
+    assert "run wide:" in wide and "holds blocks of mnas(width=1," in wide and "not of mnas(width=0.25" in wide
+    assert ";" not in wide
+    assert none == "no trained blocks come from run none: it kept none (accuracy.knowledge)"
 
 
 def test_known_networks_come_first_in_the_plan() -> None:
@@ -200,7 +217,7 @@ def test_a_second_search_measures_nothing_again(tmp_path: Path, ray_local: None)
     assert known.keys() <= rows.keys()
     assert {rows[a]["source"] for a in known} == {"cached"}
     # One device, two quiet values of its reference: the ratios are kept.
-    units = {second.state()["reference_ms"] / first.state()["reference_ms"]}
+    units = {target_state(second, "onnx_cpu")["reference_ms"] / target_state(first, "onnx_cpu")["reference_ms"]}
     assert [rows[a]["latency_ms"] / ms for a, ms in known.items()] == pytest.approx([*units] * len(known))
     events = [json.loads(line) for line in (second.path / "events.jsonl").read_text().splitlines()]
     assert next(e for e in events if e["kind"] == "predictor")["n"] == len(known)

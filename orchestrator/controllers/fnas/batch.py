@@ -30,7 +30,8 @@ RANDOM_TRIES = 1000   # uniform samples looked at for something new, where the p
 @dataclass(eq=False)
 class Sample:
     """One architecture of a batch. `tokens_T` as sampled, `key` of the canonical tokens, `log_mu_T` and `version` of
-    the policy that sampled it; `predicted` and `doubt` are V and U at that time. `reward` is nan until it is known."""
+    the policy that sampled it; `predicted` and `doubt` are V and U at that time. `reward` is nan until it is known.
+    `batch` is the number of its batch, where it is trained."""
 
     tokens_T: Tokens
     key: bytes
@@ -41,6 +42,7 @@ class Sample:
     doubt: float = 0.0
     reward: float = float("nan")
     kind: Literal["trained", "trusted", "known"] = "trained"
+    batch: int | None = None
 
 
 class Gate:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from pydantic import BaseModel
 from scipy.stats import spearmanr
 
 from orchestrator.controllers.baselines.answers import TrialAnswers, within
-from orchestrator.controllers.controller import EarlierRun, Observation, Proposal
+from orchestrator.controllers.controller import Answer, EarlierRun, Observation, Proposal
 from orchestrator.controllers.fnas.batch import Sample, Sampler
 from orchestrator.controllers.fnas.critic import Critic
 from orchestrator.controllers.fnas.experience import Experience, ExperienceBuffer, staleness
@@ -39,9 +40,11 @@ Floats = NDArray[np.float64]
 
 
 class Fnas(TrialAnswers):
-    """See the module docstring. Answers with the best trained architectures, which the hand-over retrains [S4 6.2]."""
+    """See the module docstring. Answers with the best trained architectures by reward around the budget, which the
+    hand-over retrains [S4 6.2]."""
 
     uses_earlier_runs = True
+    ranks_finalists = True
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -57,6 +60,8 @@ class Fnas(TrialAnswers):
         inputs = self.space.features(self.space.canonical(self.space.extremes())).shape[1]
         self._critic = Critic(inputs, self.task.seed, s.critic.form, s.critic.members, s.critic.hidden)
         self._buffer = ExperienceBuffer(s.buffer.size, s.buffer.eviction, s.buffer.temperature)
+        # What is known to be over the largest budget is never trained.
+        self._allowed = partial(within, self.task, budget_ms=max(self.task.budgets_ms))
         self._sampler = Sampler(self.space, s.critic, self._critic, self._allowed)
         self._inbox: deque[Observation] = deque()      # observed, not yet learnt from
         self._queue: deque[Sample] = deque()           # to be proposed
@@ -74,7 +79,7 @@ class Fnas(TrialAnswers):
         for earlier in self.task.earlier:
             self._learn_from(earlier)
         if self._critic.all_samples:
-            self._critic.fit(s.critic.pretraining_steps)
+            self._critic.pretrain(s.critic.pretraining_steps)
 
     @classmethod
     def settings_model(cls) -> type[BaseModel]:
@@ -84,8 +89,8 @@ class Fnas(TrialAnswers):
 
     def propose(self, n: int) -> list[Proposal]:
         self._advance()
-        return [Proposal(self.space.canonical(self._queue.popleft().tokens_T[None])[0])
-                for _ in range(min(n, len(self._queue)))]
+        samples = [self._queue.popleft() for _ in range(min(n, len(self._queue)))]
+        return [Proposal(self.space.canonical(s.tokens_T[None])[0], batch=s.batch) for s in samples]
 
     def observe(self, trials: Sequence[Observation]) -> None:
         super().observe(trials)
@@ -93,14 +98,45 @@ class Fnas(TrialAnswers):
 
     def reward(self, tokens_NT: Tokens, accuracy_N: Floats, latency_ms_N: Floats) -> Floats:
         """R float64[N] (Eq. 2)."""
+        return self._reward(tokens_NT, accuracy_N, latency_ms_N, self._target)
+
+    def generate(self, budgets_ms: Sequence[float], alternatives: int = 1) -> list[list[Answer]]:
+        """Trained architectures at or under each budget by their reward, best first, the fastest if there is none. The
+        target T of a reward of latency is the budget; multiply-adds keep their own. `score` is the reward."""
+        if self._inbox:
+            self._advance()  # what the last trials taught belongs to the state that is saved
+        if not self.trials:
+            return super().generate(budgets_ms, alternatives)
+        tokens_NT = np.stack([trial.tokens for trial in self.trials])
+        accuracy_N = np.array([trial.accuracy for trial in self.trials])
+        latency_ms_N = np.array([trial.latency_ms for trial in self.trials])
+        answers = []
+        for budget_ms in map(float, budgets_ms):
+            target = budget_ms if self.settings.reward.cost == "latency" else self._target
+            rewards_N = self._reward(tokens_NT, accuracy_N, latency_ms_N, target)
+            order = np.lexsort((latency_ms_N, -rewards_N))
+            under = order[latency_ms_N[order] <= budget_ms][:alternatives]
+            rows = under if len(under) else [int(latency_ms_N.argmin())]
+            answers.append([Answer(budget_ms, tokens_NT[i], float(latency_ms_N[i]), float(accuracy_N[i]),
+                                   float(rewards_N[i]), observed=True, feasible=bool(len(under))) for i in rows])
+        return answers
+
+    def _reward(self, tokens_NT: Tokens, accuracy_N: Floats, latency_ms_N: Floats, target: float) -> Floats:
         s = self.settings.reward
         if s.form == "accuracy":
             return np.asarray(accuracy_N, dtype=np.float64)
         cost_N = latency_ms_N if s.cost == "latency" else self.space.cost(tokens_NT)[0].astype(np.float64)
-        return np.asarray(mnasnet(accuracy_N, cost_N, self._target, *EXPONENTS[s.form], s.floor))
+        return np.asarray(mnasnet(accuracy_N, cost_N, target, *EXPONENTS[s.form], s.floor))
 
     def metrics(self) -> dict[str, float]:
         return dict(self._metrics)
+
+    @classmethod
+    def cpus(cls, settings: FnasSettings) -> int:
+        return settings.policy.num_learners
+
+    def close(self) -> None:
+        self._learner.close()
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {f"policy.{k}": v for k, v in self._learner.state_dict().items()}
@@ -120,10 +156,16 @@ class Fnas(TrialAnswers):
             self._iterate()
 
     def _iterate(self) -> None:
-        while len(self._outstanding) <= self.settings.in_flight and not self._exhausted:
+        while len(self._outstanding) <= self.settings.in_flight and not self._exhausted and not self._waits_for_late:
             if self._ready:
                 self._update()
             self._draw()
+
+    @property
+    def _waits_for_late(self) -> bool:
+        """Staleness is bounded: no update makes an outstanding sample older than `max_staleness` updates."""
+        oldest = min((sample.version for sample in self._outstanding.values()), default=self._updates)
+        return self._updates - oldest >= self.settings.max_staleness
 
     def _draw(self) -> None:
         """Steps 1 and 2."""
@@ -133,6 +175,8 @@ class Fnas(TrialAnswers):
         taken = self._failed | self._outstanding.keys()
         batch = self._sampler.draw(self._learner.policy, self._updates, self._rewards, taken, size, rng)
         to_train = self._with_recommended(batch.to_train)
+        for sample in to_train:
+            sample.batch = self._batches
         self._batches += 1
         self._queue.extend(to_train)
         self._outstanding |= {sample.key: sample for sample in to_train}
@@ -187,7 +231,7 @@ class Fnas(TrialAnswers):
                                     weights_n * correction_N[len(fresh):]])
         fresh_mean = float(rewards_N[:len(fresh)].mean())
         baseline = fresh_mean if self._baseline is None else self._baseline
-        advantages_N = advantages(rewards_N, baseline)
+        advantages_N = advantages(rewards_N, self._baselines(fresh, len(batch), baseline))
         entropy_weight = s.policy.entropy_start + progress * (s.policy.entropy_end - s.policy.entropy_start)
         loss = self._learner.update(tokens_NT, advantages_N, weights_N, entropy_weight, log_old_NT)
         self._baseline = moving_mean(baseline, fresh_mean, s.policy.baseline_decay)
@@ -196,7 +240,17 @@ class Fnas(TrialAnswers):
                 self._buffer.add(sample.tokens_T, sample.reward, sample.log_mu_T)
         self._updates += 1
         self._critic.fit(s.critic.steps if s.critic.use else 0)
-        self._note(loss, fresh_mean)
+        self._note(loss, fresh, fresh_mean)
+
+    def _baselines(self, fresh: Sequence[Sample], size: int, mean: float) -> Floats:
+        """float64[N]: the moving mean, or (`baseline: critic`) what V said before a sample was trained. A trusted
+        sample's reward is V itself, so a batch with one keeps the mean; so does what V has learnt from already."""
+        baseline_N = np.full(size, mean)
+        if self.settings.policy.baseline == "critic" and all(sample.kind != "trusted" for sample in fresh):
+            for i, sample in enumerate(fresh):
+                if sample.kind == "trained" and sample.predicted is not None:
+                    baseline_N[i] = sample.predicted
+        return baseline_N
 
     # --- transfer ----------------------------------------------------------------------------------------------------
 
@@ -235,26 +289,28 @@ class Fnas(TrialAnswers):
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _allowed(self, tokens_NT: Tokens) -> NDArray[np.bool_]:
-        """bool[N]: what is known to be over the largest budget is never trained."""
-        return within(self.task, tokens_NT, max(self.task.budgets_ms))
-
-    def _note(self, loss: dict[str, float], fresh_mean: float) -> None:
+    def _note(self, loss: dict[str, float], fresh: Sequence[Sample], fresh_mean: float) -> None:
         doubts, errors = np.array(self._watched).reshape(-1, 2).T
         varied = len(doubts) > 2 and doubts.std() > 0 and errors.std() > 0
         novel = self._counts["trained"] + self._counts["trusted"]
         self._metrics = {
             **{k: float(v) for k, v in self._counts.items()}, "iteration": float(self._updates),
             "reward_mean": fresh_mean, "reward_best": max(self._rewards.values(), default=float("nan")),
-            "trusted_share": self._counts["trusted"] / max(1, novel),
+            "trusted_share": self._counts["trusted"] / max(1, novel), "batch_trusted_share": trusted_share(fresh),
             "critic_error": float(errors.mean()) if len(errors) else float("nan"),
             "critic_spearman": float(spearmanr(doubts, errors)[0]) if varied else float("nan"),
             "buffer": float(len(self._buffer)), "late": float(len(self._outstanding)), **loss}
 
 
-def advantages(rewards_N: Floats, baseline: float) -> Floats:
+def advantages(rewards_N: Floats, baseline: float | Floats) -> Floats:
     """(R - b) / (std(R) + 1e-3), clipped to +-3: free of the reward's scale (section 3)."""
     return np.clip((rewards_N - baseline) / (rewards_N.std() + DEVIATION_FLOOR), -ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+
+
+def trusted_share(fresh: Sequence[Sample]) -> float:
+    """Of a batch's fresh samples whose reward was not known before."""
+    novel = [sample.kind for sample in fresh if sample.kind != "known"]
+    return novel.count("trusted") / max(1, len(novel))
 
 
 def moving_mean(mean: float, value: float, decay: float) -> float:

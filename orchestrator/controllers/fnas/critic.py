@@ -24,6 +24,7 @@ from torch.nn import functional
 Floats = NDArray[np.float64]
 Form = Literal["ensemble", "printed"]
 MINIBATCH = 32
+PARTS = 10          # of an earlier search's samples, in pretraining
 LEARNING_RATE = 1e-3
 
 
@@ -63,6 +64,9 @@ class _Samples:
         if len(self.rewards) < 2:
             return (self.rewards[0] if self.rewards else 0.0), 1.0
         return float(np.mean(self.rewards)), max(float(np.std(self.rewards)), 1e-6)
+
+    def first(self, count: int) -> _Samples:
+        return _Samples(self.features[:count], self.rewards[:count], self.residuals[:count])
 
 
 class Critic:
@@ -129,6 +133,30 @@ class Critic:
 
     # --- learning ----------------------------------------------------------------------------------------------------
 
+    def pretrain(self, steps: int) -> None:
+        """`fit` on the samples of earlier searches. U of the printed form learns V's errors before the fit: for it the
+        samples come in parts, in the order in which they were trained then, each predicted before it is learnt."""
+        if self._doubt is None:
+            self.fit(steps)
+            return
+        tasks = self._earlier
+        for part in range(1, PARTS + 1):
+            known = [(task, len(task.rewards) * part // PARTS) for task in tasks]
+            self._earlier = [task.first(count) for task, count in known if count]
+            self.fit(steps // PARTS)
+            for task, count in known:
+                self._predict_next(task, count, len(task.rewards) * (part + 1) // PARTS)
+        self._earlier = tasks
+
+    def _predict_next(self, task: _Samples, start: int, end: int) -> None:
+        if not start or not task.rewards[start:end]:
+            return
+        mean, deviation = task.first(start).scale()
+        with torch.inference_mode():
+            values_N = self._value(torch.from_numpy(np.stack(task.features[start:end]))[None])[0].double().numpy()
+        errors_N = np.abs(values_N * deviation + mean - np.array(task.rewards[start:end]))
+        task.residuals[start:end] = [float(error) for error in errors_N]
+
     def fit(self, steps: int) -> None:
         """`steps` of Adam on minibatches of trained samples: half of each from this search once it has enough."""
         tasks = [self._own, *self._earlier] if len(self._own.rewards) >= 2 else self._earlier
@@ -136,8 +164,7 @@ class Critic:
             return
         features_ND = torch.from_numpy(np.concatenate([np.stack(t.features) for t in tasks]))
         targets_N = torch.from_numpy(np.concatenate([self._standardised(t) for t in tasks])).float()
-        own_deviation = self._own.scale()[1]
-        residuals_N = torch.tensor([r / own_deviation for t in tasks for r in t.residuals])
+        residuals_N = torch.tensor([r / deviation for t in tasks for deviation in (t.scale()[1],) for r in t.residuals])
         shares_N = torch.cat([torch.full((len(t.rewards),), 1 / (len(tasks) * len(t.rewards))) for t in tasks])
         rows = torch.multinomial(shares_N, steps * self._members * MINIBATCH, True, generator=self._random)
         for rows_MB in rows.view(steps, self._members, MINIBATCH):

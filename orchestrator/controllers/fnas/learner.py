@@ -8,6 +8,9 @@ With `num_learners` 0 it lives in this process and needs no Ray; the same seed a
 bit, on one thread. With more, that many data-parallel actors share each batch. If one of them dies, all are started
 again from the state after the last complete update and the update is repeated: none is lost, none counts twice.
 
+RLlib, its actors and the cluster's room for them come with the first update: who only samples, or answers from what was
+learnt, needs none of them.
+
 Shape legend: N sequences, T token positions.
 """
 from __future__ import annotations
@@ -28,7 +31,7 @@ from torch import Tensor
 
 from actors.rolloutworker import first_line
 from orchestrator.controllers.fnas.policy import LstmPolicy
-from orchestrator.controllers.fnas.ppo import PpoSettings, ppo_batch, shards
+from orchestrator.controllers.fnas.ppo import PpoSettings, load_policy, ppo_batch, shards
 from searchspaces.errors import ClusterError, ParetorayError
 from searchspaces.space import SearchSpace, Tokens
 
@@ -45,13 +48,10 @@ class PpoLearner:
     def __init__(self, space: SearchSpace, settings: PpoSettings, seed: int = 0) -> None:
         self.settings = settings
         self._space, self._seed = space, seed
-        self._start()
-        if settings.num_learners:
-            self._policy = LstmPolicy(space, settings.hidden, seed)
-            self._state: dict[str, Tensor] = {}
-            self._fetch()
-        else:
-            self._policy = self._on_learners(self._rllib.policy_of)[0]
+        self._policy = LstmPolicy(space, settings.hidden, seed)
+        self._moments: dict[str, Tensor] = {}   # Adam's, while they are here and not on a learner in this process
+        self._group: Any = None
+        self._release: Callable[[], object] = lambda: None
 
     @property
     def policy(self) -> LstmPolicy:
@@ -67,6 +67,7 @@ class PpoLearner:
         """
         batch = ppo_batch(self._policy, tokens_NT, advantages_N, weights_N, entropy_weight, log_probs_old_NT)
         parts = shards(batch, max(1, self.settings.num_learners))
+        self._start()
         if not self.settings.num_learners:
             figures: dict[str, float] = self._on_learners(self._rllib.update, shards=parts,
                                                           epochs=self.settings.epochs)[0]
@@ -79,30 +80,41 @@ class PpoLearner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights and optimiser, flat: after `load_state_dict` the next update is exactly what it would have been."""
-        if self.settings.num_learners:
-            return {name: value.clone() for name, value in self._state.items()}
-        state: dict[str, Tensor] = self._on_learners(self._rllib.get_state)[0]
-        return state
+        if self._group is not None and not self.settings.num_learners:
+            state: dict[str, Tensor] = self._on_learners(self._rllib.get_state)[0]
+            return state
+        return {f"policy.{name}": value for name, value in self.snapshot().items()} | {
+            name: value.clone() for name, value in self._moments.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """StoreError, with nothing changed, if the state belongs to another space or other settings."""
-        self._on_learners(self._rllib.set_state, state={name: torch.as_tensor(v) for name, v in state.items()})
-        if self.settings.num_learners:
-            self._fetch()
+        tensors = {name: torch.as_tensor(value) for name, value in state.items()}
+        if self._group is not None:
+            self._on_learners(self._rllib.set_state, state=tensors)
+        if self._group is None or self.settings.num_learners:
+            self._keep(tensors)
 
     def close(self) -> None:
-        """Also called when the learner is forgotten and at exit; a second call does nothing."""
+        """Also called when the learner is forgotten and at exit; a second call does nothing. What was learnt stays
+        readable where it was learnt on other processes."""
         self._release()
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        """The learners, with what is known so far; does nothing where they are there already."""
+        if self._group is not None:
+            return
         from orchestrator.controllers.fnas import rllib  # takes seconds, and other controllers do not need it
 
         self._rllib = rllib
+        state = self.state_dict()
         room = reserve(self.settings.num_learners) if self.settings.num_learners else None
         self._group = rllib.learner_group(self._space, self.settings, self._seed, room)
         self._release = weakref.finalize(self, release, self._group, room)
+        self._on_learners(rllib.set_state, state=state)
+        if not self.settings.num_learners:
+            self._policy = self._on_learners(rllib.policy_of)[0]
 
     def _on_learners(self, function: Callable[..., Any], **arguments: Any) -> list[Any]:
         """The function's results on every learner, or the first error; ClusterError if one does not answer."""
@@ -124,8 +136,8 @@ class PpoLearner:
                 if attempt:
                     log.warning("a PPO learner was lost; all are started again from the last update")
                     self.close()
+                    self._group = None
                     self._start()
-                    self._on_learners(self._rllib.set_state, state=self._state)
                 answers = self._on_learners(self._rllib.update, shards=parts, epochs=self.settings.epochs)
                 self._fetch()
                 return {name: float(np.mean([figures[name] for figures in answers])) for name in answers[0]}
@@ -136,9 +148,11 @@ class PpoLearner:
 
     def _fetch(self) -> None:
         """All learners hold the same state: the first one's becomes ours."""
-        self._state = self._on_learners(self._rllib.get_state)[0]
-        self._policy.load_state_dict({name.removeprefix("policy."): value for name, value in self._state.items()
-                                      if name.startswith("policy.")})
+        self._keep(self._on_learners(self._rllib.get_state)[0])
+
+    def _keep(self, state: Mapping[str, Tensor]) -> None:
+        load_policy(self._policy, state)
+        self._moments = {name: value.clone() for name, value in state.items() if name.startswith("adam.")}
 
 
 def reserve(learners: int) -> PlacementGroup:

@@ -103,17 +103,23 @@ def training_state(policy: LstmPolicy, adam: torch.optim.Optimizer) -> dict[str,
     return state
 
 
-def load_training_state(policy: LstmPolicy, adam: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """The inverse. StoreError, with nothing changed, if the state belongs to a policy of another shape."""
+def load_policy(policy: LstmPolicy, state: Mapping[str, Tensor]) -> None:
+    """The policy's part of `training_state`. StoreError, with nothing changed, if it is of another shape."""
     shapes = {f"policy.{name}": parameter.shape for name, parameter in policy.named_parameters()}
     found = {name: value.shape for name, value in state.items() if name.startswith("policy.")}
     if shapes != found:
         wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
         raise StoreError(f"the saved policy does not fit search space {policy.space.space_id}: {wrong[0]} has shape "
                          f"{found.get(wrong[0])}, expected {shapes.get(wrong[0])}; resume with the settings of the run")
-    moments: dict[int, dict[str, Tensor]] = {}
-    for i, (name, parameter) in enumerate(policy.named_parameters()):
+    for name, parameter in policy.named_parameters():
         parameter.data.copy_(state[f"policy.{name}"])
+
+
+def load_training_state(policy: LstmPolicy, adam: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    """The inverse of `training_state`. StoreError, with nothing changed, as `load_policy`."""
+    load_policy(policy, state)
+    moments: dict[int, dict[str, Tensor]] = {}
+    for i, (name, _) in enumerate(policy.named_parameters()):
         saved = {key.split(".")[1]: value.clone() for key, value in state.items()
                  if key.startswith("adam.") and key.split(".", 2)[2] == name}
         if saved:

@@ -63,6 +63,8 @@ class PolicySettings(Section):
     entropy_start: float = Field(0.1, ge=0, description="per nat of a whole sequence; 1e-3 in our first reading")
     entropy_end: float = Field(0.01, ge=0, description="when all trainings are spent; 1e-5 in NASNet")
     gradient_norm: float = Field(0.5, gt=0)
+    baseline: Literal["mean", "critic"] = Field(
+        "mean", description="critic: V(m) in batches without a trusted sample, whose advantage it would make zero")
     baseline_decay: float = Field(0.95, ge=0, lt=1)
     num_learners: int = Field(0, ge=0, le=64, description="learners on the cluster; 0: in the driver")
 
@@ -74,6 +76,8 @@ class FnasSettings(Section):
     in_flight: int = Field(2, ge=0, description="trainings that may still run when the next batch is drawn; 0: one "
                                                 "batch after the other; as many as workers keeps all of them busy")
     stale_after: int = Field(2, ge=0, description="updates after which a late result is corrected like an old sample")
+    max_staleness: int = Field(20, ge=1, description="updates after which nothing new is drawn until the late result "
+                                                     "is there")
     reward: RewardSettings = RewardSettings()
     critic: CriticSettings = CriticSettings()
     buffer: BufferSettings = BufferSettings()

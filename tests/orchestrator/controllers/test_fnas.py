@@ -1,16 +1,21 @@
 """FNAS as a whole: the contract, replay, what is trained and what is trusted, late results, earlier runs."""
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
+from orchestrator.config import parse_config
 from orchestrator.conformance import SyntheticLatency, check_controller, synthetic_trials
 from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.controller import EarlierRun, Observation, Task
+from orchestrator.controllers.fnas.batch import Sample
 from orchestrator.controllers.fnas.controller import Fnas
+from orchestrator.services import slots_needed
 from searchspaces.errors import ConfigError
 from searchspaces.nasbench201 import NasBench201
 
@@ -66,6 +71,44 @@ def test_replay_rebuilds_policy_critic_and_buffer() -> None:
     assert original.metrics() == pytest.approx(rebuilt.metrics(), nan_ok=True)
 
 
+def test_the_state_after_the_last_answer_holds_the_last_trials() -> None:
+    controller = fnas(evaluations=12)
+    log = search(controller, 12)
+    controller.generate([9.0])
+    best = max(trial.accuracy for trial in log[-4:] if np.isfinite(trial.accuracy))
+    rewards = {float(e.reward) for e in controller._buffer.entries}
+    taught = {controller._rewards[t.tokens.tobytes()] for t in log[-4:] if np.isfinite(t.accuracy)}
+    assert best and taught <= rewards and not controller._inbox
+
+
+def test_a_forgotten_controller_gives_its_learner_back_at_once() -> None:
+    """A cycle would keep it, and its room on a cluster, until a garbage collection happens to come."""
+    controller = fnas()
+    search(controller, 12)
+    learner = weakref.ref(controller._learner)
+    gc.disable()
+    try:
+        del controller
+        assert learner() is None
+    finally:
+        gc.enable()
+
+
+def test_closing_ends_the_learner() -> None:
+    controller = fnas()
+    search(controller, 12)
+    release = controller._learner._release
+    assert release.alive
+    controller.close()
+    assert not release.alive
+
+
+def test_learners_count_as_cpus_of_the_run() -> None:
+    alone, three = (parse_config({"controller": {"name": "fnas", "policy": {"num_learners": n}}}, "test")
+                    for n in (0, 3))
+    assert slots_needed(three) == slots_needed(alone) + 3
+
+
 def test_the_critic_saves_trainings_and_the_cap_holds() -> None:
     with_critic, without = fnas(critic={"trusted_share": 0.5}), fnas(critic={"use": False})
     for controller in (with_critic, without):
@@ -75,6 +118,35 @@ def test_the_critic_saves_trainings_and_the_cap_holds() -> None:
     assert metrics["trusted_share"] <= 0.5
     assert without.metrics()["trusted"] == 0
     assert metrics["trained"] > 50 and np.isfinite(metrics["critic_error"])
+
+
+def test_metrics_tell_how_good_the_critics_doubt_is_and_what_a_batch_trusted() -> None:
+    controller = fnas()
+    controller._watched.extend([(0.1, 0.2), (0.2, 0.1), (0.3, 0.4), (0.4, 0.3)])
+    kinds = ["trained", "trusted", "known", "trained", "trained"]
+    rows = SPACE.sample_uniform(np.random.default_rng(0), 5)
+    samples = [Sample(row, row.tobytes(), np.zeros(6), 0, np.zeros(3, np.float32), kind=kind)  # type: ignore[arg-type]
+               for row, kind in zip(rows, kinds)]
+    controller._counts |= {"trained": 30, "trusted": 70}
+    controller._note({}, samples, 0.5)
+    metrics = controller.metrics()
+    assert metrics["critic_spearman"] == pytest.approx(0.6) and metrics["critic_error"] == pytest.approx(0.25)
+    assert (metrics["batch_trusted_share"], metrics["trusted_share"]) == (0.25, 0.7)
+
+
+@pytest.mark.parametrize("changes", [
+    {"critic": {"form": "printed", "decision": "uncertainty", "quantile": 0.5}}, {"buffer": {"temperature": None}}],
+    ids=["printed", "temperature"])
+def test_other_forms_search_and_are_replayed(changes: dict[str, Any]) -> None:
+    """They do something else than the defaults, and the log alone rebuilds them."""
+    controller, usual, rebuilt = fnas(**changes), fnas(), fnas(**changes)
+    log, other = search(controller, 60), search(usual, 60)
+    assert [t.tokens.tolist() for t in log] != [t.tokens.tolist() for t in other]
+    assert len({t.tokens.tobytes() for t in log}) == 60
+    metrics = controller.metrics()
+    assert metrics["trusted"] > 0 and metrics["batch_trusted_share"] <= 0.5 and metrics["trusted_share"] <= 0.5
+    rebuilt.observe(log)
+    assert [p.tokens.tolist() for p in rebuilt.propose(5)] == [p.tokens.tolist() for p in controller.propose(5)]
 
 
 def test_nothing_is_trusted_before_enough_was_trained() -> None:
@@ -125,6 +197,52 @@ def test_late_results_are_corrected_not_dropped(monkeypatch: pytest.MonkeyPatch)
     corrected = [w for w in weights[before:] if (w != 1).any()]
     assert len(corrected) == 1 and (corrected[0] != 1).sum() == 1
     assert 0.1 <= corrected[0][corrected[0] != 1][0] <= 2.0
+
+
+def test_staleness_is_bounded() -> None:
+    """One training of the first batch never comes back; its policy may grow three updates old, no more."""
+    controller = fnas(in_flight=6, max_staleness=3, evaluations=300)
+    late, *others = controller.propose(6)
+    controller.observe(trials_of(others))
+    for _ in range(20):
+        if not (proposals := controller.propose(20)):
+            break
+        controller.observe(trials_of(proposals))
+    assert not proposals and controller.metrics()["iteration"] == 3
+    controller.observe([Observation(late.tokens, float("nan"), float("nan"), "lost")])
+    assert controller.propose(20), "a failed training is not waited for"
+    assert controller.metrics()["iteration"] > 3
+
+
+def test_the_critic_is_a_baseline_only_where_nothing_was_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trusted sample's reward is V: with V as baseline its advantage would be zero."""
+    controller = fnas(policy={"baseline": "critic"}, critic={"quantile": 0.3})
+    plain = fnas(critic={"quantile": 0.3})
+    update, given, seen = controller._learner.update, controller._baselines, []
+
+    def noting(fresh: Any, size: int, mean: float) -> Any:
+        seen.append((list(fresh), mean))
+        return given(fresh, size, mean)
+
+    def checking(tokens_NT: Any, advantages_N: Any, *rest: Any) -> dict[str, float]:
+        fresh, mean = seen[-1]
+        rewards_N = np.array([sample.reward for sample in fresh])
+        trusted = any(sample.kind == "trusted" for sample in fresh)
+        wanted_N = np.array([mean if trusted or sample.predicted is None or sample.kind == "known"
+                             else sample.predicted for sample in fresh])
+        kinds["trusted" if trusted else "critic"] += int((np.abs(wanted_N - mean) > 1e-9).any() or trusted)
+        signs = np.sign(rewards_N - wanted_N)
+        assert (np.sign(advantages_N[:len(fresh)]) == signs).all()
+        return update(tokens_NT, advantages_N, *rest)
+
+    kinds = {"trusted": 0, "critic": 0}
+    monkeypatch.setattr(controller, "_baselines", noting)
+    monkeypatch.setattr(controller._learner, "update", checking)
+    search(controller, 60)
+    assert min(kinds.values()) >= 2, "both kinds of batches came up"
+    search(plain, 60)
+    mean_only = plain._baselines(seen[-1][0], 12, 0.25)
+    assert mean_only.tolist() == [0.25] * 12
 
 
 class OneAnswer:
@@ -187,6 +305,42 @@ def test_reward_of_multiply_adds() -> None:
     assert rewards == pytest.approx([0.5, 0.4])
     with pytest.raises(ConfigError, match="reward.target is missing"):
         fnas(reward={"cost": "madds"})
+
+
+def answers(trials: list[tuple[float, float]], budgets_ms: list[float], alternatives: int,
+            **reward: Any) -> list[list[tuple[float, float, bool]]]:
+    """(accuracy, score, feasible) of the answers to trials of (accuracy, ms), which are the space's cheapest cells."""
+    controller = fnas(reward=reward)
+    rows = SPACE.canonical(SPACE.sample_uniform(np.random.default_rng(0), 50))
+    rows = rows[np.unique(SPACE.cost(rows)[0], return_index=True)[1]][:len(trials)]  # ascending multiply-adds
+    controller.observe([Observation(row, *trial) for row, trial in zip(rows, trials, strict=True)])
+    return [[(a.accuracy, pytest.approx(a.score), a.feasible) for a in options]
+            for options in controller.generate(budgets_ms, alternatives)]
+
+
+def test_finalists_are_the_best_by_reward_at_each_budget_and_never_over_it() -> None:
+    """Half the latency is worth five per cent: 0.80 at 4 ms is better than 0.81 at 8 ms, for a budget of 8 or more."""
+    trials = [(0.80, 4.0), (0.81, 8.0), (0.90, 8.1), (0.70, 3.9), (0.79, 4.0)]
+    eight, tight, none = answers(trials, [8.0, 4.0, 1.0], 3)
+    assert eight == [(0.80, 0.80 * 0.5 ** -0.07, True), (0.79, 0.79 * 0.5 ** -0.07, True), (0.81, 0.81, True)]
+    assert tight == [(0.80, 0.80, True), (0.79, 0.79, True), (0.70, 0.70 * 0.975 ** -0.07, True)]
+    assert [feasible for _, _, feasible in none] == [False] and none[0][0] == 0.70
+    hard, = answers(trials, [8.0], 2, form="hard")
+    assert [accuracy for accuracy, _, _ in hard] == [0.81, 0.80]
+    plain, = answers(trials, [8.0], 2, form="accuracy")
+    assert [accuracy for accuracy, _, _ in plain] == [0.81, 0.80]
+
+
+def test_finalists_of_a_reward_of_multiply_adds_keep_its_target() -> None:
+    """The third cell has more multiply-adds than the target allows: being the fastest does not help it."""
+    rows = SPACE.canonical(SPACE.sample_uniform(np.random.default_rng(0), 50))
+    madds = np.unique(SPACE.cost(rows)[0])[:4].astype(float)
+    target = float(madds[1])
+    found, = answers([(0.5, 5.0), (0.6, 7.0), (0.65, 1.0), (0.9, 9.0)], [8.0], 3, form="hard", cost="madds",
+                     target=target)
+    worth = {0.6: 0.6, 0.5: 0.5, 0.65: 0.65 * target / madds[2]}
+    assert worth[0.65] < 0.6, "or the order would be that of the accuracies"
+    assert [(accuracy, score) for accuracy, score, _ in found] == sorted(worth.items(), key=lambda pair: -pair[1])
 
 
 def test_unknown_options_are_refused() -> None:

@@ -6,13 +6,16 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from orchestrator.controllers.fnas.batch import Gate
+from orchestrator.controllers.fnas.batch import Gate, Sampler
 from orchestrator.controllers.fnas.controller import advantages, moving_mean
 from orchestrator.controllers.fnas.critic import Critic
 from orchestrator.controllers.fnas.experience import ExperienceBuffer, importance_weights, priorities, staleness
+from orchestrator.controllers.fnas.policy import SampledBatch
 from orchestrator.controllers.fnas.settings import CriticSettings
 from orchestrator.rewards import mnasnet
+from searchspaces.nasbench201 import NasBench201
 
+CELLS = NasBench201()
 P3 = (0.2119827, 0.3162411, 0.4717762)
 
 
@@ -97,6 +100,16 @@ def test_draws_follow_the_priorities_without_replacement() -> None:
     assert buffer.draw(np.random.default_rng(0), 0, 0.5)[0] == []
 
 
+def test_priorities_in_units_of_the_rewards_deviation() -> None:
+    """Temperature none: rewards of (.1, .5, .9) count as if their standard deviation were 1."""
+    buffer = ExperienceBuffer(3, temperature=None)
+    filled(buffer, [0.1, 0.5, 0.9])
+    first = [buffer.draw(np.random.default_rng(seed), 1, 0.5)[0][0].reward for seed in range(2000)]
+    step = np.exp(np.sqrt(1.5))
+    expected = np.array([1, step, step ** 2]) / (1 + step + step ** 2)
+    assert [first.count(reward) / len(first) for reward in (0.1, 0.5, 0.9)] == pytest.approx(expected, abs=0.04)
+
+
 def test_half_of_the_samples_are_below_the_median_doubt() -> None:
     gate = Gate(CriticSettings(decision="uncertainty", quantile=0.5), Critic(3, 0))
     doubts = np.array([0.015, 0.01, 0.03, 0.04])
@@ -107,6 +120,58 @@ def test_half_of_the_samples_are_below_the_median_doubt() -> None:
     assert (scores <= gate.threshold).tolist() == [True, True, False, False]
     promise = Gate(CriticSettings(decision="promise"), Critic(3, 0))
     assert promise.scores(np.array([0.7]), np.array([0.1])) == pytest.approx([0.9])
+
+
+@pytest.mark.parametrize(("error", "believed"), [(0.09, True), (0.11, False)])
+def test_the_critic_is_not_believed_while_a_constant_would_be_better(error: float, believed: bool) -> None:
+    """Rewards deviate by 0.1 from their mean; V was wrong by `error` on each of the last 50 samples."""
+    critic = Critic(3, 0)
+    gate = Gate(CriticSettings(least_trained=20), critic)
+    for i in range(200):
+        reward = 0.5 + 0.1 * (-1) ** i
+        critic.add(np.zeros(3, np.float32), reward, reward + (error if i >= 150 else 5.0))
+    assert critic.reward_deviation() == pytest.approx(0.1) and gate.open is believed
+    assert not Gate(CriticSettings(use=False), critic).open
+    assert not Gate(CriticSettings(least_trained=201), critic).open
+
+
+class NeverNew:
+    """A critic that is sure of everything, of its first features a little less."""
+
+    calibrated, all_samples = True, 100
+
+    def recent_residuals(self, count: int) -> np.ndarray:
+        return np.zeros(count)
+
+    def reward_deviation(self) -> float:
+        return 1.0
+
+    def predict(self, features_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.full(len(features_ND), 0.7), features_ND[:, 0] * 0.1 + 0.01 * np.arange(len(features_ND))
+
+
+class CountedPolicy:
+    """Uniform samples; notes how many were asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def sample(self, n: int, rng: np.random.Generator) -> SampledBatch:
+        self.asked.append(n)
+        rows = CELLS.sample_uniform(rng, n)
+        return SampledBatch(rows, np.zeros(rows.shape))
+
+
+def test_if_all_is_trusted_resampling_is_bounded_and_the_most_doubtful_are_trained() -> None:
+    policy, settings = CountedPolicy(), CriticSettings(extra_draws=30)
+    sampler = Sampler(CELLS, settings, NeverNew(), lambda rows: np.ones(len(rows), bool))  # type: ignore[arg-type]
+    for _ in range(200):
+        sampler.gate.note(1e9)  # a threshold over everything
+    batch = sampler.draw(policy, 0, {}, set(), 8, np.random.default_rng(0))  # type: ignore[arg-type]
+    assert policy.asked == [38]
+    assert [s.kind for s in batch.settled] == ["trusted"] * 4 and {s.reward for s in batch.settled} == {0.7}
+    assert len(batch.to_train) == 4 and len(batch.discarded) > 4
+    assert min(s.doubt for s in batch.to_train) >= max(s.doubt for s in batch.discarded)
 
 
 def test_losses_of_the_printed_critic() -> None:
@@ -182,6 +247,23 @@ def test_another_task_teaches_the_order_but_not_the_scale() -> None:
         critic.add(row, float(reward), None)
     assert np.abs(critic.predict(unseen)[0] - truth).mean() < 0.05, "in units of the own task"
     assert critic.trained_samples == 8 and critic.all_samples == 308
+
+
+def test_printed_doubt_is_transferred() -> None:
+    """Half of the earlier rewards are noise that V cannot know in advance, though it can learn them by heart; U must
+    know from the start of the next search which half."""
+    rng = np.random.default_rng(0)
+    features = rng.random((200, 10), dtype=np.float32)
+    noisy = np.arange(200) % 2
+    features[:, 0] = noisy
+    critic = Critic(10, 0, form="printed", hidden=64)
+    critic.add_earlier(features, 0.5 + 0.1 * noisy * rng.standard_normal(200))
+    critic.pretrain(1000)
+    unseen = rng.random((200, 10), dtype=np.float32)
+    unseen[:, 0] = noisy
+    doubts = critic.predict(unseen)[1]
+    assert np.median(doubts[noisy == 1]) > 3 * np.median(doubts[noisy == 0])
+    assert critic.all_samples == 200
 
 
 def test_critic_is_a_function_of_its_seed() -> None:

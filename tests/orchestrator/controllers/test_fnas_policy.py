@@ -368,5 +368,25 @@ def test_two_learners_equal_one_and_survive_the_death_of_either(ray_local: None)
 
 def test_learners_without_room_are_refused(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.controllers.fnas.learner.START_TIME_OUT_S", 0.5)
+    learner = PpoLearner(ToySpace(), PpoSettings(num_learners=64))
     with pytest.raises(ClusterError, match="64 PPO learners need 64 free CPUs"):
-        PpoLearner(ToySpace(), PpoSettings(num_learners=64))
+        learner.update(**one_update(ToySpace(), learner.policy))
+
+
+def test_what_was_learnt_is_read_and_written_without_learners() -> None:
+    """There is no room for 64 of them: they must not be asked for before the first update."""
+    space, settings = ToySpace(), PpoSettings(learning_rate=3e-3, hidden=8)
+    first = PpoLearner(space, settings, seed=0)
+    first.update(**one_update(space, first.policy))
+    restored = PpoLearner(space, PpoSettings(learning_rate=3e-3, hidden=8, num_learners=64), seed=1)
+    restored.load_state_dict(first.state_dict())
+    assert difference(first.policy, restored.policy) == 0
+    state = restored.state_dict()
+    assert state.keys() == first.state_dict().keys() and any(name.startswith("adam.exp_avg.") for name in state)
+    with pytest.raises(StoreError, match="does not fit"):
+        restored.load_state_dict({name: value for name, value in state.items() if name != "policy.start"})
+    assert restored._group is None
+    second = PpoLearner(space, settings, seed=1)  # the first update starts from what was loaded
+    second.load_state_dict(state)
+    update = one_update(space, first.policy, seed=3)
+    assert first.update(**update) == second.update(**update) and difference(first.policy, second.policy) == 0

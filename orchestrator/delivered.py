@@ -1,0 +1,74 @@
+"""What a hand-over chooses from, and what it hands over: one entry per budget in generated.json."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from orchestrator.config import DeliverySettings
+from searchspaces.errors import BudgetError
+from searchspaces.space import Tokens
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An architecture with its measured latency (of the goal) and the validation accuracy it is ranked by."""
+
+    tokens: Tokens
+    arch_id: str
+    accuracy: float
+    latency_ms: float
+    predicted_ms: float
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """One entry of generated.json. Without a model (`feasible` False) `reason` says why and `onnx` is empty.
+
+    `target` is the goal's label. `latency_ms` is what the budget bounds, `latencies_ms` what each target of the goal
+    measured and `budgets_ms` what each was allowed. `clamped`: the budget is above the slowest network that was
+    measured, and so met by the most accurate one.
+    """
+
+    budget_ms: float
+    feasible: bool
+    reason: str = ""
+    tokens: tuple[int, ...] = ()
+    arch_id: str = ""
+    text: str = ""
+    latency_ms: float | None = None
+    latency_stderr_ms: float | None = None
+    predicted_ms: float | None = None
+    accuracy: float | None = None
+    test_accuracy: float | None = None
+    madds: int | None = None
+    params: int | None = None
+    onnx: str = ""
+    target: str = ""
+    latencies_ms: Mapping[str, float] = field(default_factory=dict)
+    budgets_ms: Mapping[str, float] = field(default_factory=dict)
+    clamped: bool = False
+
+
+def ranked_under(budget_ms: float, candidates: Sequence[Candidate], margin: float) -> list[Candidate]:
+    """Candidates that fit the budget less its margin, most accurate first; then those that fit it only just."""
+    fitting = [c for c in candidates if c.latency_ms <= budget_ms]
+    return sorted(fitting, key=lambda c: (c.latency_ms > budget_ms * (1 - margin), -c.accuracy, c.latency_ms))
+
+
+def shortlist(budgets_ms: Sequence[float], candidates: Sequence[Candidate],
+              settings: DeliverySettings) -> list[list[Candidate]]:
+    """Per budget the candidates that are tried for it, most promising first."""
+    return [ranked_under(budget_ms, candidates, settings.margin)[:settings.alternatives] for budget_ms in budgets_ms]
+
+
+def in_order(chosen: Sequence[Candidate], arch_ids: Sequence[str], limit_ms: float) -> list[Candidate]:
+    """Candidates for one budget in the order of `arch_ids`, the others behind; those over `limit_ms` stay last."""
+    rank = {arch_id: i for i, arch_id in enumerate(arch_ids)}
+    return sorted(chosen, key=lambda c: (c.latency_ms > limit_ms, rank.get(c.arch_id, len(rank))))
+
+
+def refuse_missed(entries: Sequence[Delivered]) -> None:
+    """BudgetError with every reason where a budget got no model."""
+    missed = [entry.reason for entry in entries if not entry.feasible]
+    if missed:
+        raise BudgetError("; ".join(missed))
