@@ -66,9 +66,17 @@ class SupernetActor:
 
     def status(self) -> dict[str, Any]:
         """Epochs done and planned, the version of the weights, the last epoch's progress (loss and so on, none before
-        the first epoch), and the checkpoints that had to be set aside."""
-        return {**self._progress, "epoch": self._trainer.epoch, "epochs": self._settings.epochs,
-                "version": self._trainer.epoch, "workers": self._group.ranks if self._group else 1,
+        the first epoch), how often the values of tokens have been trained, and the checkpoints that had to
+        be set aside.
+
+        `updates`: per position of the space (most, least) updates of one of its values; `updates_most` and
+        `updates_least` are those of all positions, so that a value that hardly learns shows.
+        """
+        updates = self._trainer.training.update_counts()
+        return {**self._progress, "updates": updates, "updates_most": max(most for most, _ in updates.values()),
+                "updates_least": min(least for _, least in updates.values()),
+                "epoch": self._trainer.epoch, "epochs": self._settings.epochs, "version": self._trainer.epoch,
+                "workers": self._group.ranks if self._group else 1,
                 "rank_pids": self._group.pids() if self._group else [], "damaged": list(self._damaged),
                 "device": self._trainer.device.type, "host": socket.gethostname(),
                 "pid": os.getpid()}

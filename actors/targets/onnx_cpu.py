@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from actors.targets.host import Affinity, ForeignLoad, cpu_name, no_garbage_collection
+from actors.targets.host import Affinity, ForeignLoad, cpu_name, device_lock, no_garbage_collection
 from actors.targets.pairing import Protocol, Timer, quiet_ms, visit
 from actors.targets.reference import graph_hash, reference_graph
 from actors.targets.target import Health, LatencySample, LatencyTarget, TargetIdentity, Workload
@@ -26,6 +26,7 @@ from searchspaces.onnxgraph import to_onnx
 
 BUSY_LOAD = 0.25        # share of the machine used by others at which wall time is not worth taking
 BUSY_CHECK_S = 0.2
+LOCK_TIME_OUT_S = 60.0  # of waiting for another process's visit; one takes a second or two
 Clock = Callable[[], int]
 
 
@@ -91,14 +92,14 @@ class OnnxCpuTarget(LatencyTarget):
                 result = visit(self._timer(self._reference), self._timer(handle), self._protocol)
             except Exception as error:   # the runtime raises its own family of exceptions, all of them mean this
                 raise TargetError(f"{self._runtime} cannot run the network: {first_line(error)}") from error
-            share = load.share()
+            share, duration_s = load.share(), time.monotonic() - started
         if self._threads > 1:
             _refuse_if_busy(share, self._threads)
         core = self._affinity.core if self._affinity is not None else None
         return LatencySample(
             self._identity.target_id, result.ratio * reference_ms, reference_ms, result.ratio, result.stderr,
             len(result.ratios), result.drift, share, result.candidate_ms, result.reference_ms, started_at,
-            time.monotonic() - started, {"core": core, "session_ms": handle.session_ms})
+            duration_s, {"core": core, "session_ms": handle.session_ms})
 
     def _load(self, workload: Workload) -> Loaded:
         started = time.perf_counter()
@@ -136,15 +137,17 @@ class OnnxCpuTarget(LatencyTarget):
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        """On our core, without garbage collection; several threads also need a quiet host."""
-        if self._affinity is not None:
-            self._affinity.hold()
-        else:
-            load = ForeignLoad()
-            time.sleep(BUSY_CHECK_S)
-            _refuse_if_busy(load.share(), self._threads)
-        with no_garbage_collection():
-            yield
+        """On our core, that no other process measures on, without garbage collection; several threads also need a quiet
+        host."""
+        with device_lock("cpus" if self._affinity is None else f"cpu{self._affinity.core}", LOCK_TIME_OUT_S):
+            if self._affinity is not None:
+                self._affinity.hold()
+            else:
+                load = ForeignLoad()
+                time.sleep(BUSY_CHECK_S)
+                _refuse_if_busy(load.share(), self._threads)
+            with no_garbage_collection():
+                yield
 
 
 def _refuse_if_busy(share: float, threads: int) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -49,6 +50,25 @@ def test_training_learns_and_reports(tmp_path: Path) -> None:
     before = actor.weights()[1]["conv.weight"]
     assert actor.train_epoch()["epoch"] == 12  # done: nothing more happens
     np.testing.assert_array_equal(actor.weights()[1]["conv.weight"], before)
+
+
+@pytest.mark.parametrize("sampler", ["fair", "sandwich"])
+def test_status_says_how_often_values_were_trained(tmp_path: Path, sampler: Literal["fair", "sandwich"]) -> None:
+    """Three widths and two kernels. Fair steps train every width once; sandwiches favour the ends."""
+    def actor() -> SupernetActor:
+        return make_actor(tmp_path, training=TrainingSettings(sampler=sampler))
+
+    assert (actor().status()["updates_most"], actor().status()["updates_least"]) == (0, 0)
+    status = actor().train_epoch()
+    status = actor().train_epoch()  # counts go on after a restart
+    steps = 2 * (len(DATA.train) // 32)
+    width, kernel = status["updates"]["width"], status["updates"]["kernel"]
+    if sampler == "fair":
+        assert width == (steps, steps) and sum(kernel) == 3 * steps
+    else:
+        assert width[0] > 1.3 * width[1] > 0
+    assert status["updates_most"] == max(width[0], kernel[0])
+    assert status["updates_least"] == min(width[1], kernel[1])
 
 
 def test_reconstructed_actor_goes_on_bit_identically(tmp_path: Path) -> None:

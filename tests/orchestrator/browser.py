@@ -1,4 +1,4 @@
-"""A real headless Chromium, where one is installed; also `python -m tests.orchestrator.browser PAGE PICTURE.png`."""
+"""A real headless Chromium, the system's or Playwright's. `python -m tests.orchestrator.browser PAGE PICTURE.png`"""
 from __future__ import annotations
 
 import shutil
@@ -11,16 +11,24 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
-def browser_path() -> str | None:
-    return next((path for path in map(shutil.which, NAMES) if path), None)
+class NoBrowser(Exception):  # noqa: N818 - a reason to skip
+    """Neither is installed."""
 
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
+    """NoBrowser says what to install; a browser that is there and does not start is an error."""
+    from playwright.sync_api import Error, sync_playwright
 
+    own = next((path for path in map(shutil.which, NAMES) if path), None)
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox", "--disable-gpu"])
+        try:
+            chromium = playwright.chromium.launch(executable_path=own, args=["--no-sandbox", "--disable-gpu"])
+        except Error as error:
+            if own is None and "Executable doesn't exist" in str(error):
+                raise NoBrowser(f"none of {', '.join(NAMES)} is on the PATH and Playwright has no browser of its own; "
+                                "install one, or: playwright install chromium") from error
+            raise
         yield chromium
         chromium.close()
 

@@ -31,6 +31,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_finished_run(finished: Path) -> None:
     assert check_finished_run(finished) == 2
+    events = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
+    epoch = [event for event in events if event["kind"] == "epoch"][-1]
+    assert epoch["updates_most"] == max(most for most, _ in epoch["updates"].values()) > 0
+    assert epoch["updates_least"] == min(least for _, least in epoch["updates"].values())
 
 
 def test_generate_answers_a_new_budget(finished: Path) -> None:

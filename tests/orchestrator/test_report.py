@@ -1,8 +1,13 @@
 """The page as a person meets it: opened in a real browser, moved, and compared with what Python says."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,7 @@ from orchestrator.report_figures import front_figure, hypervolume_figure, noise_
 from orchestrator.store import TRIAL_SCHEMA, Trial, write_json, write_text
 from searchspaces.mnas import MnasS16
 from searchspaces.nasbench201 import NasBench201
-from tests.orchestrator.browser import browser, browser_path
+from tests.orchestrator.browser import NAMES, NoBrowser, browser
 from tests.orchestrator.example_run import (
     CONFIG,
     add_epochs,
@@ -32,16 +37,50 @@ from tests.orchestrator.example_run import (
     full_run,
 )
 
+ROOT = Path(__file__).parents[2]
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>&amp;$title"
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     pytest.importorskip("playwright", reason="playwright is not installed; pip install -e '.[dev]'")
-    if browser_path() is None:
-        pytest.skip("no Chromium found; install chromium or google-chrome to test the page in a browser")
-    with browser() as running:
+    with contextlib.ExitStack() as stack:
+        try:
+            running = stack.enter_context(browser())
+        except NoBrowser as error:
+            pytest.skip(str(error))
         yield running
+
+
+LAUNCH = """
+from tests.orchestrator.browser import NoBrowser, browser
+try:
+    with browser():
+        print("started")
+except NoBrowser as error:
+    print(error, error.__cause__)
+"""
+
+
+def test_browser_of_the_system_or_of_playwright_or_what_to_install(tmp_path: Path) -> None:
+    pytest.importorskip("playwright", reason="playwright is not installed; pip install -e '.[dev]'")
+
+    def launch() -> str:
+        environment = {"PATH": str(tmp_path), "PLAYWRIGHT_BROWSERS_PATH": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", LAUNCH], cwd=ROOT, env=environment, capture_output=True, text=True,
+                              timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = launch()
+    assert "is on the PATH" in said and "playwright install chromium" in said
+    system = next((path for path in map(shutil.which, NAMES) if path), None)
+    if system is not None:  # stands for Playwright's own, where that would be
+        place = Path(re.findall(r"exist at (\S+)", said)[0])
+        place.parent.mkdir(parents=True)
+        place.write_text(f'#!/bin/sh\nPATH=/usr/bin:/bin exec {system} "$@"\n')
+        place.chmod(0o755)
+        assert launch() == "started\n"
 
 
 class Tab:
