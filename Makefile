@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TEST_WORKERS ?= 2
 
 .PHONY: quickstart test lint check clean
 
@@ -9,7 +10,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/paretoray search configs/quickstart.yaml
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ from actors.trainer import retrained_weights, submit_retraining
 from orchestrator.accuracy import Recipe
 from orchestrator.config import Config
 from orchestrator.context import POLL_S, RunContext, intact_state, load_state, save_state
-from orchestrator.services import proxy_settings
+from orchestrator.recipes import proxy_settings
 from orchestrator.store import RunStore
 from searchspaces.errors import ClusterError, EvaluationError
 from searchspaces.network import GraphNetwork

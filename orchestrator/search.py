@@ -25,9 +25,10 @@ from orchestrator.goals import target_state
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.metrics import RunMetrics
 from orchestrator.progress import Progress
+from orchestrator.recipes import slots_needed
 from orchestrator.repair import repair
 from orchestrator.report import write_report
-from orchestrator.services import Services, slots_needed
+from orchestrator.services import Services
 from orchestrator.sources import check_accuracy
 from orchestrator.stages.deliver import deliver, delivered_entries, final_rows
 from orchestrator.stages.explore import explore

@@ -11,33 +11,31 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from actors.data import Augmentation, Preprocessing, Splits, calibration_images
+from actors.data import Preprocessing, Splits, calibration_images
 from actors.evaluator import Evaluator, SupernetEvaluatorFactory
 from actors.knowledge import KnowledgeService
 from actors.knowledgerules import GateSettings
 from actors.latency import LatencyPool, LatencyPoolSettings
 from actors.rollout import PoolSettings, RolloutPool
-from actors.supernet import SupernetService, SupernetSettings
+from actors.supernet import SupernetService
 from actors.targets.target import Claim
-from actors.trainer import ProxyEvaluatorFactory, ProxySettings
+from actors.trainer import ProxyEvaluatorFactory
 from orchestrator.accuracy import Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.cluster import device_claims, total_cpus, usable_cores
 from orchestrator.config import Config
-from orchestrator.controllers.catalogue import check_controller_options, controller_class
 from orchestrator.controllers.controller import Proposal
 from orchestrator.goals import target_state
 from orchestrator.gpus import PER_GPU, GpuOffer, places, rollout_share, supernet_share, trainer_share
+from orchestrator.recipes import controller_cpus, knowledge_folder, proxy_settings, supernet_settings
 from orchestrator.sources import read_table
 from orchestrator.store import RunStore
 from searchspaces.space import SearchSpace
-from searchspaces.training import TrainingSettings
 
 KNOWLEDGE_TIME_OUT_S = 30.0
 
@@ -242,38 +240,3 @@ def _overlap(wanted: Sequence[Claim], held: Sequence[Claim]) -> bool:
 
 def _offer() -> GpuOffer:
     return GpuOffer.of_nodes(ray.nodes())
-
-
-def slots_needed(config: Config) -> int:
-    """Ray CPUs that all of a run holds at once: measuring, supernet, rollouts, a learning controller, one to spare."""
-    rollouts = usable_cores() if config.search.rollouts == "auto" else config.search.rollouts
-    return 2 + config.supernet.cpus * config.supernet.workers + rollouts + controller_cpus(config)
-
-
-def controller_cpus(config: Config) -> int:
-    name, options = config.controller.name, config.controller.options
-    return controller_class(name).cpus(check_controller_options(name, options))
-
-
-def knowledge_folder(accuracy: TrainingAccuracy, store: RunStore) -> Path:
-    return store.path / "knowledge" if accuracy.knowledge == "own" else Path(accuracy.knowledge).expanduser()
-
-
-def proxy_settings(config: Config, epochs: int) -> ProxySettings:
-    """The trainer's settings from the recipe in section `accuracy`."""
-    recipe = config.accuracy
-    assert isinstance(recipe, Recipe), "a supernet's accuracies come without a recipe"
-    return ProxySettings(epochs=epochs, batch_size=recipe.batch_size, learning_rate=recipe.learning_rate,
-                         weight_decay=recipe.weight_decay, label_smoothing=recipe.label_smoothing, seed=config.seed,
-                         augmentation=Augmentation(padding=recipe.crop_padding, flip=recipe.flip),
-                         calibration_images=config.search.calibration_images)
-
-
-def supernet_settings(config: Config) -> SupernetSettings:
-    """The actor's settings from the configuration's section."""
-    s = config.supernet
-    training = TrainingSettings(lr=s.learning_rate, weight_decay=s.weight_decay, sampler=s.sampler,
-                                subnets=s.subnets, distill_weight=s.distillation)
-    return SupernetSettings(training=training, epochs=s.epochs, batch_size=s.batch_size, seed=config.seed,
-                            augmentation=Augmentation(padding=s.crop_padding, flip=s.flip),
-                            calibration_images=config.search.calibration_images, workers=s.workers, num_cpus=s.cpus)

@@ -24,8 +24,8 @@ from orchestrator.context import RunContext, recorded_latencies
 from orchestrator.evaluation import evaluate_architectures, measure_architectures
 from orchestrator.goals import target_state
 from orchestrator.handover import Workbench
+from orchestrator.recipes import supernet_settings
 from orchestrator.retraining import Retrained, retrain_missing
-from orchestrator.services import supernet_settings
 from orchestrator.store import RunStore
 from searchspaces.errors import ParetorayError, TargetError
 from searchspaces.space import SearchSpace, Tokens

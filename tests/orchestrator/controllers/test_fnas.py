@@ -15,7 +15,7 @@ from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.controller import EarlierRun, Observation, Task
 from orchestrator.controllers.fnas.batch import Sample
 from orchestrator.controllers.fnas.controller import Fnas
-from orchestrator.services import slots_needed
+from orchestrator.recipes import slots_needed
 from searchspaces.errors import ConfigError
 from searchspaces.nasbench201 import NasBench201
 
