@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,10 @@ def is_local(address: str | None) -> bool:
 
 @contextlib.contextmanager
 def connected(settings: ClusterSettings, address: str | None, slots: int = 0,
-              resources: Mapping[str, float] = LOCAL_RESOURCES) -> Iterator[None]:
+              resources: Mapping[str, float] = LOCAL_RESOURCES, own: Sequence[str] = ()) -> Iterator[None]:
     """Ray is initialised inside; what was started here is shut down at the end, a joined cluster is only left. A local
-    Ray gets at least `slots` CPUs and offers `resources`: this machine's devices (devices.announced_resources)."""
+    Ray gets at least `slots` CPUs and offers `resources`: this machine's devices (devices.announced_resources). `own`:
+    modules that travel to a joined cluster (ownmodules.own_modules)."""
     import ray
 
     if ray.is_initialized():
@@ -60,7 +61,7 @@ def connected(settings: ClusterSettings, address: str | None, slots: int = 0,
         return
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        _join(address)
+        _join(address, own)
     else:
         _start_local(settings, slots, resources)
     try:
@@ -81,7 +82,7 @@ def _start_local(settings: ClusterSettings, slots: int, resources: Mapping[str, 
              include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False, configure_logging=False)
 
 
-def _join(address: str) -> None:
+def _join(address: str, own: Sequence[str]) -> None:
     import ray
 
     if address != "auto":
@@ -90,7 +91,7 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False,
                  runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}} | ({} if inside_job else
-                                                                 {"py_modules": _package_folders()}))
+                                                                 {"py_modules": [*_package_folders(), *own]}))
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"cannot join the Ray cluster at {address} ({str(error).splitlines()[0]}); check the "
                            "address, and RAY_AUTH_MODE and its token if the cluster asks for one") from error

@@ -19,6 +19,7 @@ from orchestrator.goals import Goal, goal_named, read_goals, target_state
 from orchestrator.handover import HandOver
 from orchestrator.interrupt import StopFlag
 from orchestrator.metrics import RunMetrics
+from orchestrator.ownmodules import own_modules
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
 from orchestrator.services import Services
@@ -90,7 +91,7 @@ def _joined(stack: contextlib.ExitStack, config: Config, store: RunStore, space:
             preprocessing: Preprocessing, progress: Progress, address: str) -> RunContext:
     """The run on the cluster's services, until the stack closes."""
     stop = StopFlag()
-    stack.enter_context(connected(config.cluster, address))
+    stack.enter_context(connected(config.cluster, address, own=own_modules(config)))
     stack.enter_context(stop.installed())
     services = stack.enter_context(contextlib.closing(
         Services(config, space, splits, preprocessing, store, local=False, check=stop.check)))

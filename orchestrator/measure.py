@@ -38,6 +38,7 @@ from orchestrator.config import Config
 from orchestrator.context import data_and_space
 from orchestrator.devices import local_devices
 from orchestrator.interrupt import Interrupted, StopFlag
+from orchestrator.ownmodules import own_modules
 from orchestrator.records import latency_row
 from orchestrator.stages.measure import spread_sample
 from orchestrator.store import LATENCY_SCHEMA, write_atomically
@@ -138,7 +139,7 @@ def measure_table(config: Config, count: int, out: Path | None, address: str | N
     _, space = data_and_space(config)
     existing = LatencyTable.read(out) if out is not None else None
     stop = StopFlag()
-    with connected(config.cluster, address, resources=local_devices(config, address)):
+    with connected(config.cluster, address, resources=local_devices(config, address), own=own_modules(config)):
         target = config.targets[0]
         pool = LatencyPool(space, target.name, target.options, devices=device_claims(target.name, target.options),
                            settings=LatencyPoolSettings(time_out_s=config.latency.time_out_s),

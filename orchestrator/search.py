@@ -24,6 +24,7 @@ from orchestrator.devices import local_devices
 from orchestrator.goals import target_state
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.metrics import RunMetrics
+from orchestrator.ownmodules import own_modules
 from orchestrator.progress import Progress
 from orchestrator.recipes import slots_needed
 from orchestrator.repair import repair
@@ -96,7 +97,8 @@ class Search:
         store: RunStore | None = None
         try:
             slots, devices = slots_needed(self.config), local_devices(self.config, self.address)
-            with connected(self.config.cluster, self.address, slots, devices), self.stop.installed():
+            with connected(self.config.cluster, self.address, slots, devices, own_modules(self.config)), \
+                    self.stop.installed():
                 store = self._open()
                 store.lock()
                 return self._run(store)

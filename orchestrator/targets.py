@@ -42,6 +42,7 @@ from orchestrator.devices import (
     known_kinds,
     sentence,
 )
+from orchestrator.ownmodules import own_modules
 from searchspaces.errors import ParetorayError
 
 if TYPE_CHECKING:       # they import Ray, which is done late
@@ -87,10 +88,11 @@ class Place:
 
 def list_targets(config: Path | None, address: str | None, probe: bool = True) -> list[dict[str, Any]]:
     """This machine's devices, or those of the whole cluster at `address`. Takes seconds, at most about 40."""
-    kinds = known_kinds(load_config(config) if config is not None else None)
+    loaded = load_config(config) if config is not None else None
+    kinds = known_kinds(loaded)
     if is_local(address):
         return [asdict(row) for row in _local_rows(kinds, probe)]
-    with connected(ClusterSettings(), address):
+    with connected(ClusterSettings(), address, own=own_modules(loaded) if loaded else ()):
         return [asdict(row) for row in _cluster_rows(kinds, probe)]
 
 

@@ -184,7 +184,7 @@ def test_bad_requests_are_refused(make_pool: Callable[..., LatencyPool], ray_loc
         make_pool().submit([LatencyRequest(np.array([0, 1, 9, 0, 0, 0], dtype=np.int8))])
     with pytest.raises(ClusterError, match="no node of the cluster offers the resource 'latency_toaster'"):
         LatencyPool(SPACE, "onnx_cpu", {}, devices=(Claim({"resources": {"latency_toaster": 1}}),))
-    with pytest.raises(ConfigError, match="no latency target 'onyx_cpu'; choose one of onnx_cpu, table"):
+    with pytest.raises(ConfigError, match="no latency target 'onyx_cpu'; choose one of onnx_cpu, cuda, android, table"):
         LatencyPool(SPACE, "onyx_cpu", {})
     with pytest.raises(ConfigError, match="has no option 'thread'; did you mean 'threads'. allowed: batch"):
         LatencyPool(SPACE, "onnx_cpu", {"thread": 1})

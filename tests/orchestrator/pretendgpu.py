@@ -84,12 +84,13 @@ def shares(folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     config = parse_config(CONFIG, "test")
     splits, space = data_and_space(config)
-    services = Services(config, space, splits, Preprocessing.fit(splits.train, 16),
-                        RunStore.create(folder, "shares", "", {}), local=True)
+    store = RunStore.create(folder, "shares", "", {})
+    services = Services(config, space, splits, Preprocessing.fit(splits.train, 16), store, local=True)
     services.latency("GpuTarget").identity()
     facts["free_while_measuring"] = free_gpus(0.0)
     status = ray.get(services.supernet().status.remote(), timeout=PATIENCE_S)
     facts["supernet_device"], facts["free_while_training"] = status["device"], free_gpus(0.5)
+    store.update_state(weights_version=status["version"])
     rollouts, row = services.rollouts(), space.extremes()[0]
     rollouts.submit([(0, row)])
     (_, evaluation), = rollouts.collect(timeout_s=PATIENCE_S)

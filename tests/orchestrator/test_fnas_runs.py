@@ -5,6 +5,7 @@ Every driver is its own process, as for a user. Networks are tiny, and the knowl
 from __future__ import annotations
 
 import json
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from orchestrator.context import data_and_space, load_state
 from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.controller import Observation, Task
 from orchestrator.controllers.fnas.controller import Fnas
-from orchestrator.evaluation import observation
+from orchestrator.goals import read_goals
+from orchestrator.panel import observation
 from orchestrator.predictors import LatencyPredictor
 from orchestrator.store import RunStore, Trial
 from orchestrator.warmstart import earlier_runs, with_latencies
@@ -59,13 +61,14 @@ def replayed(run: Path, trials: list[Trial], warm_start: bool = True) -> Fnas:
     store, config = RunStore(run), load_config(run / "config.yaml")
     _, space = data_and_space(config)
     predictor = LatencyPredictor.from_state(space, load_state(store, "predictor"))
-    earlier = tuple(with_latencies(e, predictor) for e in earlier_runs(store, config, space) if warm_start)
-    task = Task(tuple(store.state()["budgets_ms"]), config.search.evaluations, config.seed, predictor, earlier)
+    goal, = read_goals(store, config)
+    earlier = tuple(with_latencies(e, predictor) for e in earlier_runs(store, config, space, goal) if warm_start)
+    task = Task(goal.budgets_ms, config.search.evaluations, config.seed, predictor, earlier)
     options = config.controller.options
     options["policy"] = options["policy"] | {"num_learners": 0}
     controller = make_controller("fnas", space, task, options)
     assert isinstance(controller, Fnas)
-    controller.observe([observation(trial) for trial in trials])
+    controller.observe([observation(trial, trial.latency_ms or math.nan) for trial in trials])
     if trials:
         controller.generate([1.0])
     return controller

@@ -194,7 +194,7 @@ def test_a_table_is_of_one_target(tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(TINY.replace("target: onnx_cpu", f"targets: [{target('phone')}, "
                                                                         f"{target('tablet')}]"))
     config = load_config(tmp_path / "two.yaml")
-    assert with_target(config, "tablet").target.options["column"] == "tablet"
+    assert with_target(config, "tablet").targets[0].options["column"] == "tablet"
     assert with_target(config, "tablet").labels == ["tablet"] and with_target(config, None) is config
     with pytest.raises(ConfigError, match="--target watch is not .* one of phone, tablet"):
         with_target(config, "watch")

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from orchestrator.report import page_data, write_report
 from orchestrator.report_data import read_run
 from orchestrator.report_views import agreements, views
 from orchestrator.store import RunStore, Trial, write_json
-from tests.orchestrator.browser import browser, browser_path
 from tests.orchestrator.example_run import empty_run, example_space
-from tests.orchestrator.test_report import Tab
+from tests.orchestrator.test_report import Tab, chromium
+
+__all__ = ["chromium"]     # a fixture
 
 CPU, PHONE = "onnx_cpu", "phone"
 GOALS = [Goal(CPU, (CPU,), (2.0,)), Goal(PHONE, (PHONE,), (30.0,))]
@@ -56,14 +56,6 @@ def two_targets(folder: Path, goals: list[Goal]) -> RunStore:
         "onnx": f"models/{label}.onnx", "target": label}
         for label, ms, budget_ms in ((CPU, cpu_ms, 9.0), (PHONE, phone_ms, 90.0))])
     return store
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    if browser_path() is None:
-        pytest.skip("no Chromium found; install chromium or google-chrome to test the page in a browser")
-    with browser() as running:
-        yield running
 
 
 def test_every_target_has_its_front_behind_a_tab(chromium: Any, tmp_path: Path) -> None:
