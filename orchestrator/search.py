@@ -37,6 +37,7 @@ from orchestrator.stages.measure import measure
 from orchestrator.stages.train import train
 from orchestrator.store import RunStore
 from orchestrator.warmstart import check_earlier, freeze_earlier, is_frozen
+from searchspaces.errors import BudgetError
 
 
 class Stage(Enum):
@@ -99,11 +100,13 @@ class Search:
             slots, devices = slots_needed(self.config), local_devices(self.config, self.address)
             with connected(self.config.cluster, self.address, slots, devices, own_modules(self.config)), \
                     self.stop.installed():
-                store = self._open()
-                store.lock()
+                opened = self._open()
+                opened.lock()
+                store = opened      # from here on there is something to resume
                 return self._run(store)
         except BaseException as error:
-            if store is not None and store.state().get("stage") not in (None, Stage.DONE.value):
+            # A budget that nobody can meet is refused again, however often the run is resumed.
+            if store is not None and _reached(store) is not Stage.DONE and not isinstance(error, BudgetError):
                 self._say_how_to_resume(store, error)
             raise
 
@@ -148,7 +151,7 @@ class Search:
 
     def _say_how_to_resume(self, store: RunStore, error: BaseException) -> None:
         what = "stopped" if isinstance(error, Interrupted | KeyboardInterrupt) else "ended with an error"
-        self.console.print(f"run {store.name} {what} in stage '{store.state()['stage']}'; everything recorded is kept, "
+        self.console.print(f"run {store.name} {what} in stage '{_reached(store).value}'; everything recorded is kept, "
                            f"go on with: paretoray resume {store.name}", highlight=False, soft_wrap=True)
 
 

@@ -169,7 +169,7 @@ def test_learners_on_the_cluster_then_models_without_one_then_a_warm_start(tmp_p
     check_state(first)
     assert events(first, "controller")[-1]["iteration"] >= 3
     check_models(first, epochs=1)
-    budget = RunStore(first).state()["budgets_ms"][-1]
+    budget = read_goals(RunStore(first), load_config(first / "config.yaml"))[0].budgets_ms[-1]
     process = start("generate", "first", "--budget", f"{1.01 * budget}ms", *options)
     output = finish(process)
     assert process.returncode == 0, output
