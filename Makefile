@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEST_WORKERS ?= 2
 
-.PHONY: quickstart test lint check clean
+.PHONY: quickstart test lint
 
 quickstart: $(VENV)/.installed
 	$(BIN)/paretoray search configs/quickstart.yaml
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile
+	$(BIN)/python -m pytest -m "not alone" --numprocesses=$(TEST_WORKERS) --dist=loadfile
+	$(BIN)/python -m pytest -m alone
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ from searchspaces.catalogue import make_space
 from searchspaces.errors import ConfigError, TargetError
 from searchspaces.onnxgraph import to_onnx
 
+pytestmark = pytest.mark.alone
 SHAPE = (3, 16, 16)
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no CPU affinity")
 
