@@ -17,16 +17,18 @@ GAIN = 0.97                 # what makes a model more complex must lower the hel
 LEAST_CORRECTED = 20        # networks below which a correction learns from its own choice of settings
 LENGTH_SCALES = (2.0, 4.0, 8.0, 16.0)       # of the correction, in standard deviations of all inputs together
 NOISE_SHARES = (0.1, 0.3, 1.0, 3.0)         # noise variance over signal variance of the correction
-STRENGTHS = (0.1, 1.0, 10.0, 1000.0)        # of what other devices say; the last is scale and offset alone
-TRUSTED, DISTRUST = 1.0, 0.7    # the strength where devices are alike, unless another has 0.7 times its error
+STRENGTHS = (0.03, 0.3, 3.0, 1000.0)        # of what other devices say; the last is scale and offset alone
+TRUSTED, DISTRUST = 0.3, 0.7    # the strength where devices are alike, unless another has 0.7 times its error
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`counts`: with counts of choices; `strength`: of the other devices, None without them."""
+    """`counts`: with counts of choices; `strength`: of the other devices, None without them; `rest`: with what
+    features do not explain of their latencies, noise of their measurements included."""
 
     counts: bool = False
     strength: float | None = None
+    rest: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Measured:
 
     def inputs(self, recipe: Recipe) -> Array:
         inputs_MI = self.inputs_MI[recipe.counts]
-        return inputs_MI if recipe.strength is not None else inputs_MI[:, :inputs_MI.shape[1] - self.others]
+        return inputs_MI if recipe.rest else inputs_MI[:, :inputs_MI.shape[1] - self.others]
 
     def fit(self, recipe: Recipe, rows_M: NDArray[np.bool_]) -> Linear:
         """To the measured networks of `rows_M`."""
@@ -65,9 +67,11 @@ def choose(measured: Measured, seed: int) -> Chosen:
     correction makes of the best recipe without."""
     latency_M = measured.latency_M
     folds_M = np.random.default_rng(seed).permutation(len(latency_M)) % min(FOLDS, len(latency_M))
-    strengths = (None, *STRENGTHS) if measured.others else (None,)
-    heldout = {recipe: _heldout(measured, recipe, folds_M)
-               for recipe in (Recipe(counts, strength) for strength in strengths for counts in (False, True))}
+    recipes = [Recipe(False), Recipe(True)]
+    if measured.others:
+        recipes += [Recipe(counts, strength, rest) for strength in STRENGTHS for counts in (False, True)
+                    for rest in (False, True)]
+    heldout = {recipe: _heldout(measured, recipe, folds_M) for recipe in recipes}
     errors = {recipe: _error(predicted_M, latency_M) for recipe, predicted_M in heldout.items()}
     best = _best(errors)
     alone = _best({recipe: error for recipe, error in errors.items() if recipe.strength is None})

@@ -1,7 +1,7 @@
 """The pure parts of a latency predictor: inputs of architectures, and fits to measured latencies.
 
 Shape legend: N architectures, M measured ones, F latency features of the space and a constant, C counts of choices,
-D other devices, I inputs: F, then C where the recipe counts, then D where it is helped.
+D other devices, I inputs: F, then C where choices are counted, then D where other devices are inputs themselves.
 """
 from __future__ import annotations
 
@@ -103,14 +103,18 @@ def fit_helped(inputs_MI: Array, latency_M: Array, prior: Prior, strength: float
     """Minimises sum_i u_i e_i^2 + strength * sum_f (share_f (w_f - sum_d a_d p_fd))^2 over w, a >= 0 with relative
     residuals e_i of y = sum_f w_f x_f + sum_d a_d (k_d - sum_f p_fd x_f); the weights returned are those of x and of k.
 
+    Inputs without columns of other devices: y = sum_f w_f x_f, drawn to the same linear parts.
+
     Robust: u_i = min(1, OUTLYING * median |e| / |e_i|) after a first fit with u = 1 (two steps of Huber's weights).
     """
     count = len(prior.share_F)
     features_MF, known_MD = inputs_MI[:, :count], inputs_MI[:, count:]
+    with_rest = known_MD.shape[1] > 0
     median = np.median(latency_M)
     unit_D = median / prior.median_D        # a is fitted in units of equal medians
     parts_FD = prior.parts_FD * unit_D
-    data_M = np.concatenate([features_MF, known_MD * unit_D - features_MF @ parts_FD], axis=1) / latency_M[:, None]
+    rest_MD = known_MD * unit_D - features_MF @ parts_FD if with_rest else np.zeros((len(latency_M), len(unit_D)))
+    data_M = np.concatenate([features_MF, rest_MD], axis=1) / latency_M[:, None]
     share_F = sqrt(strength) * prior.share_F / median
     pull_F = np.concatenate([np.diag(share_F), -share_F[:, None] * parts_FD], axis=1)
     root_M = np.ones(len(latency_M))
@@ -119,6 +123,8 @@ def fit_helped(inputs_MI: Array, latency_M: Array, prior: Prior, strength: float
         error_M = np.maximum(np.abs(data_M @ solution - 1.0), 1e-9)
         root_M = np.sqrt(np.minimum(1.0, OUTLYING * np.median(error_M) / error_M))
     weights_F, scale_D = solution[:count], solution[count:]
+    if not with_rest:
+        return Linear(weights_F)
     return Linear(np.concatenate([weights_F - parts_FD @ scale_D, scale_D * unit_D]))
 
 

@@ -3,7 +3,7 @@
 Shape legend: N architectures, M measured ones, F features, D other devices, I inputs (features, then other devices).
 
     linear:     y(x) = sum_f w_f x_f,  w >= 0,  minimising sum_i ((X w)_i / y_i - 1)^2    (non-negative least squares)
-    helped:     y(x) = sum_f w_f x_f + sum_d a_d r_d(x),  w, a >= 0,  minimising
+    helped:     y(x) = sum_f w_f x_f [+ sum_d a_d r_d(x)],  w, a >= 0,  minimising
                 sum_i (y(x_i) / y_i - 1)^2 + s sum_f (share_f (w_f - sum_d a_d p_fd))^2
     corrected:  y(x) = linear(x) * (1 + g(x)),  g a Gaussian process on the relative residuals
 
@@ -11,10 +11,11 @@ Features are non-negative sums per stage, so a non-negative w never predicts tha
 few measurements. What is not additive (cache sizes, layouts) is left to g. Counts of choices (how many 3x3 kernels)
 are further features, for devices that also run what a compiler would remove.
 
-Models k_d of other devices help a new one. p_fd are the linear weights of k_d, r_d = k_d - sum_f p_fd x_f the rest. The
-strength s says how much of w is theirs: with s -> infinity y is a non-negative combination of the k_d and an offset,
-which four networks teach; with less, weights depart from theirs where the measurements say so. share_f is the typical
-share of x_f in a latency, 0 for the offset. All of it is used only where cross-validation says that it helps.
+Models k_d of other devices help a new one: p_fd are the linear weights of k_d, r_d = k_d - sum_f p_fd x_f is the rest,
+in which what is not additive on the other device and the noise of its table are mixed; it is used or left out. The
+strength s says how much of w is theirs: with s -> infinity y is a non-negative combination of the other devices and an
+offset, which four networks teach; with less, weights depart from theirs where the measurements say so. share_f is the
+typical share of x_f in a latency, 0 for the offset. All of it is used only where cross-validation says that it helps.
 
 Errors are relative because devices' noise is: `heldout_error` is the mean absolute percentage error in cross-validation
 (as a share, 0.02 is 2 %), `typical_error` the median of |log(predicted / true)| there, which a few architectures that
@@ -65,7 +66,7 @@ class LatencyPredictor:
     noise_floor: float
     fastest_ms: float       # measured, or expected with help; half of it is the least that is ever predicted
     counts: bool = False    # are counts of choices among the inputs?
-    known: tuple[LatencyPredictor | LookedUp, ...] = ()     # other devices that help; () where none did
+    known: tuple[LatencyPredictor | LookedUp, ...] = ()     # other devices whose predictions are inputs
 
     @classmethod
     def fit(cls, space: SearchSpace, tokens_NT: Tokens, latency_ms_N: ArrayLike, stderr_ms_N: ArrayLike | None = None,
@@ -86,9 +87,9 @@ class LatencyPredictor:
         contained = tuple(_contained(space, model) for model in known)
         with threadpool_limits(1):   # matrices this small are slower on many threads, a hundredfold on a busy machine
             chosen = choose(_measured(space, tokens_NT, latency_N, contained), seed)
-        helpers = contained if chosen.recipe.strength is not None else ()
+        helpers = contained if chosen.recipe.rest else ()
         fastest_ms = float(latency_N.min())
-        if helpers:     # four networks say little about the fastest, the other devices much
+        if chosen.recipe.strength is not None:      # four networks say little about the fastest, the other devices much
             reference_RI = inputs(space, reference_networks(space), chosen.recipe.counts, helpers)
             expected_ms = max(chosen.linear.predict(reference_RI).min(), TRIVIAL_SHARE * np.median(latency_N))
             fastest_ms = min(fastest_ms, float(expected_ms))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from orchestrator.controllers.controller import LatencyModel
-from orchestrator.latencyfit import TRIVIAL_SHARE, Array, inputs
+from orchestrator.latencyfit import TRIVIAL_SHARE, Array, fit_linear, inputs
 from searchspaces.errors import DataError
 from searchspaces.space import SearchSpace, Tokens
 
@@ -51,18 +51,19 @@ def choose_to_measure(space: SearchSpace, candidates_NT: Tokens, known: Sequence
                       seed: int = 0) -> NDArray[np.int64]:
     """int64[count]: rows of the candidates to measure on a new device, best first; fewer where there are fewer.
 
-    The known devices' latencies (multiply-adds without any) cut the candidates into `count` parts of equal size, from
-    fast to slow, and each part gives the one network of which the others tell least: the largest variance
-    phi (sum phi phi' + DOUBT I)^-1 phi of a linear model of its relative features. So the choice is spread over the
-    latencies and diverse, and its beginning is nearly as good as a shorter choice: parts take turns from afar.
+    What features explain of the known devices' latencies (multiply-adds without any) cuts the candidates into `count`
+    parts of equal size, from fast to slow, and each part gives the one network of which those chosen before tell least:
+    the largest variance phi (sum phi phi' + DOUBT F I)^-1 phi of a linear model of its normalised features. So the
+    choice is spread over the latencies and diverse. Parts take turns from afar: the first two are at the ends.
     """
     candidates_NT = np.asarray(candidates_NT, dtype=np.int8)
     rng = np.random.default_rng(seed)
     pool_P = rng.permutation(len(candidates_NT))[:POOL]
     tokens_PT = candidates_NT[pool_P]
+    features_PF = inputs(space, tokens_PT, True, ())
     latency_P = _relative_latency(space, tokens_PT, known)
-    phi_PF = inputs(space, tokens_PT, True, ()) / latency_P[:, None]
-    phi_PF /= np.maximum(np.sqrt((phi_PF**2).mean(axis=0)), 1e-9)
+    latency_P = fit_linear(features_PF, latency_P).predict(features_PF)
+    phi_PF = features_PF / np.maximum(np.sqrt((features_PF**2).mean(axis=0)), 1e-9)
     parts = np.array_split(np.argsort(latency_P, kind="stable"), min(count, len(pool_P)))
     precision_FF, chosen = DOUBT * phi_PF.shape[1] * np.eye(phi_PF.shape[1]), []
     for part in (parts[index] for index in _from_afar(len(parts))):

@@ -123,17 +123,17 @@ def test_misleading_tables_do_not_hurt() -> None:
 def test_state_holds_the_other_devices(tmp_path: Path) -> None:
     """A table, a predictor that was helped itself, and a model that has no state of its own."""
     table = LookedUp(ALL_CELLS, cell_latencies((0.0, 0.1, 0.5, 2.0, 0.4), 1))
-    second = cell_latencies((0.0, 0.2, 1.0, 9.0, 0.4), 2)
+    second = 2.0 * table.predict(ALL_CELLS) ** 1.05     # with all that features do not explain
     helped = LatencyPredictor.fit(CELLS, ALL_CELLS[::1500], second[::1500], known=[table])
 
     class Stateless:
         def predict(self, tokens_NT: Tokens) -> NDArray[np.float64]:
             return table.predict(tokens_NT) + 1.0
 
-    new = 0.5 * table.predict(ALL_CELLS) + 0.5 * second
+    new = 0.5 * table.predict(ALL_CELLS) + 0.5 * helped.predict(ALL_CELLS)
     predictor = LatencyPredictor.fit(CELLS, ALL_CELLS[::1600], new[::1600], known=[table, helped, Stateless()])
     assert len(predictor.known) == 3 and helped.known == (table,)
-    assert error(predictor, ALL_CELLS, new) < 0.05
+    assert error(predictor, ALL_CELLS, new) < 0.01
     state = predictor.state_dict()
     arrays = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
     save_file(arrays, tmp_path / "state.safetensors")
@@ -173,7 +173,7 @@ def test_choice_is_spread_diverse_and_repeatable() -> None:
     rows = choose_to_measure(CELLS, ALL_CELLS, [known], 10, seed=1)
     rank = np.argsort(np.argsort(latency)) / len(latency)
     assert len(set(rows)) == 10
-    assert set(np.floor(10 * rank[rows] + 0.02 * (5 - np.arange(10))).clip(0, 9)) >= set(range(1, 9))
+    assert np.abs(np.sort(rank[rows]) - (np.arange(10) + 0.5) / 10).max() < 0.12
     assert rank[rows[:2]].min() < 0.15 and rank[rows[:2]].max() > 0.85      # the first two are far apart
     np.testing.assert_array_equal(rows, choose_to_measure(CELLS, ALL_CELLS, [known], 10, seed=1))
     assert set(rows) != set(choose_to_measure(CELLS, ALL_CELLS, [known], 10, seed=2))
