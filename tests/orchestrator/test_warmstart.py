@@ -21,6 +21,7 @@ from orchestrator.stages.measure import with_known
 from orchestrator.store import RunStore, Trial, write_json, write_text
 from orchestrator.warmstart import (
     check_earlier,
+    earlier_devices,
     earlier_latencies,
     earlier_runs,
     freeze_earlier,
@@ -106,6 +107,24 @@ def test_latencies_of_another_device_are_not_used(tmp_path: Path) -> None:
     assert earlier_latencies(store, wanted, SPACE, "cpu-1", 3.0) == {"first": []}
     run, = earlier_runs(store, wanted, SPACE, GOAL)
     assert np.isnan(run.latency_ms_N).all() and np.isfinite(run.accuracy_N).all()
+
+
+def test_another_device_of_an_earlier_run_is_a_model_that_helps(tmp_path: Path) -> None:
+    first = earlier_run(tmp_path, target_id="gpu-1")
+    rows = SPACE.sample_uniform(np.random.default_rng(5), 30)
+    slow_N = 1.0 + SPACE.cost(rows)[0] / 1e4
+    first.latency.append([{
+        "arch_id": SPACE.arch_id(row), "tokens": row.tolist(), "target_id": "phone-1", "latency_ms": float(ms),
+        "reference_ms": 1.0, "ratio": float(ms), "stderr_ms": 0.001, "error": ""} for row, ms in zip(rows, slow_N)])
+    wanted = config(warm_start=["first"])
+    store = warm(tmp_path, wanted)
+    found = earlier_devices(store, wanted, SPACE, ["cpu-1"])
+    assert list(found) == ["phone-1 of run first"], "two networks of gpu-1 are too few to learn from"
+    assert np.corrcoef(found["phone-1 of run first"].predict(rows), slow_N)[0, 1] > 0.95
+    assert earlier_devices(store, wanted, SPACE, ["cpu-1", "phone-1"]) == {}
+    other = config(warm_start=["first"], space=CELLS | {"width": 8})
+    wider = NasBench201(classes=2, channels=1, width=8, cells=1, resolution=8)
+    assert earlier_devices(store, other, wider, ["cpu-1"]) == {}, "latencies of other networks"
 
 
 def test_latencies_that_are_missing_are_predicted_for_this_device() -> None:
