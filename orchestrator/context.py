@@ -24,7 +24,7 @@ from orchestrator.datasets import load_dataset
 from orchestrator.goals import Goal, read_goals, target_state, trial_latencies
 from orchestrator.interrupt import StopFlag
 from orchestrator.metrics import RunMetrics
-from orchestrator.predictors import LatencyPredictor
+from orchestrator.prediction.predictor import LatencyPredictor
 from orchestrator.progress import Progress
 from orchestrator.services import Services
 from orchestrator.store import RunStore, Trial, write_atomically, write_json

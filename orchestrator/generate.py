@@ -21,7 +21,7 @@ from orchestrator.interrupt import StopFlag
 from orchestrator.metrics import RunMetrics
 from orchestrator.ownmodules import own_modules
 from orchestrator.progress import Progress
-from orchestrator.report import write_report
+from orchestrator.report.page import write_report
 from orchestrator.services import Services
 from orchestrator.stages.deliver import (
     delivered_entries,

@@ -28,7 +28,7 @@ from orchestrator.ownmodules import own_modules
 from orchestrator.progress import Progress
 from orchestrator.recipes import slots_needed
 from orchestrator.repair import repair
-from orchestrator.report import write_report
+from orchestrator.report.page import write_report
 from orchestrator.services import Services
 from orchestrator.sources import check_accuracy
 from orchestrator.stages.deliver import deliver, delivered_entries, final_rows

@@ -29,7 +29,7 @@ from orchestrator.accuracy import TrainingAccuracy
 from orchestrator.config import Config, load_config
 from orchestrator.controllers.controller import EarlierRun, LatencyModel
 from orchestrator.goals import Goal, target_state
-from orchestrator.predictors import LEAST_NETWORKS, LatencyPredictor
+from orchestrator.prediction.predictor import LEAST_NETWORKS, LatencyPredictor
 from orchestrator.records import latency_result
 from orchestrator.store import (
     LATENCY_SCHEMA,

@@ -16,9 +16,9 @@ from orchestrator.context import RunContext, RunTarget, save_state, state_name
 from orchestrator.controllers.controller import LatencyModel
 from orchestrator.evaluation import measure_architectures
 from orchestrator.goals import make_goals, save_goals, target_state, update_target_state
-from orchestrator.predictors import LatencyPredictor
+from orchestrator.prediction.predictor import LatencyPredictor
+from orchestrator.prediction.transfer import choose_to_measure
 from orchestrator.records import latency_result
-from orchestrator.transfer import choose_to_measure
 from orchestrator.warmstart import earlier_devices, earlier_latencies
 from searchspaces.errors import BudgetError
 from searchspaces.space import SearchSpace, Tokens

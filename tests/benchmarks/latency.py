@@ -28,7 +28,7 @@ from scipy.stats import kendalltau
 
 from actors.targets.onnx_cpu import OnnxCpuTarget
 from actors.targets.target import LatencySample, Workload, merge_samples
-from orchestrator.predictors import LatencyPredictor
+from orchestrator.prediction.predictor import LatencyPredictor
 from orchestrator.stages.measure import spread_sample
 from searchspaces.catalogue import make_space
 from searchspaces.onnxgraph import to_onnx

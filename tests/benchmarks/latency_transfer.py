@@ -27,8 +27,8 @@ from scipy.stats import spearmanr
 from threadpoolctl import threadpool_limits
 
 from orchestrator.controllers.controller import LatencyModel
-from orchestrator.predictors import LatencyPredictor
-from orchestrator.transfer import LookedUp, choose_to_measure
+from orchestrator.prediction.predictor import LatencyPredictor
+from orchestrator.prediction.transfer import LookedUp, choose_to_measure
 from searchspaces.errors import ParetorayError
 from searchspaces.nasbench201 import NasBench201
 from searchspaces.space import Tokens

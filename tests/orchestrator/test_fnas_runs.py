@@ -24,7 +24,7 @@ from orchestrator.controllers.controller import Observation, Task
 from orchestrator.controllers.fnas.controller import Fnas
 from orchestrator.goals import read_goals
 from orchestrator.panel import observation
-from orchestrator.predictors import LatencyPredictor
+from orchestrator.prediction.predictor import LatencyPredictor
 from orchestrator.store import RunStore, Trial
 from orchestrator.warmstart import earlier_runs, with_latencies
 from searchspaces.mnas import MnasS16

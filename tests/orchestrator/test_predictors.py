@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from orchestrator.predictors import LatencyPredictor, fit_linear
+from orchestrator.prediction.predictor import LatencyPredictor, fit_linear
 from searchspaces.catalogue import make_space
 from searchspaces.errors import DataError, StoreError
 from searchspaces.nasbench201 import NasBench201

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from orchestrator.drawing import drawing_data
 from orchestrator.frontier import best_under
-from orchestrator.report import json_in_html, page_data, render, safe_link, write_report
-from orchestrator.report_data import TRIAL_COLUMNS, read_run
-from orchestrator.report_figures import front_figure, hypervolume_figure, noise_floor, prediction_error
+from orchestrator.report.data import TRIAL_COLUMNS, read_run
+from orchestrator.report.drawing import drawing_data
+from orchestrator.report.figures import front_figure, hypervolume_figure, noise_floor, prediction_error
+from orchestrator.report.page import json_in_html, page_data, render, safe_link, write_report
 from orchestrator.store import TRIAL_SCHEMA, Trial, write_json, write_text
 from searchspaces.mnas import MnasS16
 from searchspaces.nasbench201 import NasBench201

@@ -12,9 +12,9 @@ from scipy.stats import kendalltau
 
 from orchestrator.frontier import pareto_mask
 from orchestrator.goals import Goal, save_goals, update_target_state
-from orchestrator.report import page_data, write_report
-from orchestrator.report_data import read_run
-from orchestrator.report_views import agreements, views
+from orchestrator.report.data import read_run
+from orchestrator.report.page import page_data, write_report
+from orchestrator.report.views import agreements, views
 from orchestrator.store import RunStore, Trial, write_json
 from tests.orchestrator.example_run import empty_run, example_space
 from tests.orchestrator.test_report import Tab, chromium

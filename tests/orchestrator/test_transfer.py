@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from orchestrator.latencyfit import Prior, choice_counts, fit_helped, inputs
-from orchestrator.predictors import LatencyPredictor
-from orchestrator.transfer import LookedUp, choose_to_measure
+from orchestrator.prediction.fit import Prior, choice_counts, fit_helped, inputs
+from orchestrator.prediction.predictor import LatencyPredictor
+from orchestrator.prediction.transfer import LookedUp, choose_to_measure
 from searchspaces.catalogue import make_space
 from searchspaces.errors import DataError
 from searchspaces.space import Tokens

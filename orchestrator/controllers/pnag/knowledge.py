@@ -15,7 +15,7 @@ from scipy.stats import t as student
 from orchestrator.controllers.controller import LatencyModel, Observation
 from orchestrator.controllers.pnag.posterior import Believed, Posterior
 from orchestrator.controllers.pnag.settings import PosteriorSettings
-from orchestrator.predictors import LEAST_NETWORKS, LatencyPredictor
+from orchestrator.prediction.predictor import LEAST_NETWORKS, LatencyPredictor
 from searchspaces.space import SearchSpace, Tokens
 
 LATENCY_TRIALS = 150      # enough for a stage-feature predictor (latency.md 6); more only cost time

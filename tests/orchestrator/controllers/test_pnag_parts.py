@@ -16,7 +16,7 @@ from orchestrator.controllers.pnag.policy_gradient import Baseline
 from orchestrator.controllers.pnag.posterior import Forest
 from orchestrator.controllers.pnag.process import GaussianProcess
 from orchestrator.controllers.pnag.settings import EvaluatorSettings, PnagSettings, PosteriorSettings
-from orchestrator.predictors import LatencyPredictor
+from orchestrator.prediction.predictor import LatencyPredictor
 from tests.orchestrator.controllers.toy import ToyLatency, ToySpace
 
 COST, ACCURACY = np.array([70.0, 105.0, 130.0]), np.array([0.75, 0.79, 0.80])

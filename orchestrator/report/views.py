@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
 from orchestrator.goals import Goal
-from orchestrator.report_data import RunView, column_numbers
+from orchestrator.report.data import RunView, column_numbers
 
 LEAST_SHARED = 3    # networks measured on both devices before their rankings are compared
 

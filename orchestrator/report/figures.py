@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from orchestrator.frontier import hypervolume_history
-from orchestrator.report_data import RunView, column_numbers
+from orchestrator.report.data import RunView, column_numbers
 
 INK, GRID = "#1f2933", "#e4e7eb"
 COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#F0E442")

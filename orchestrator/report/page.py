@@ -18,11 +18,11 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from orchestrator import report_figures as figures
-from orchestrator.drawing import drawing_data
 from orchestrator.progress import quantity
-from orchestrator.report_data import RunView, column_numbers, read_run
-from orchestrator.report_views import agreements, views
+from orchestrator.report import figures
+from orchestrator.report.data import RunView, column_numbers, read_run
+from orchestrator.report.drawing import drawing_data
+from orchestrator.report.views import agreements, views
 from orchestrator.store import write_text
 from searchspaces.errors import SpaceError
 from searchspaces.space import SearchSpace, Tokens
@@ -41,7 +41,7 @@ def render(run: RunView, space: SearchSpace | None) -> str:
     """The page as text."""
     problems = list(run.problems)
     payload = page_data(run, space, problems)
-    templates = files("orchestrator") / "templates"
+    templates = files("orchestrator.report") / "templates"
     # Template is safe here: values are inserted once and never scanned again.
     return Template((templates / "report.html").read_text()).substitute(
         title=escape(run.name), facts=_facts(run), badge=_badge(run), problems=_problems(problems),

@@ -1,4 +1,4 @@
-"""Which of several latency models fits a device best, by cross-validation (see predictors.py).
+"""Which of several latency models fits a device best, by cross-validation (see predictor.py).
 
 Shape legend: M measured architectures, I inputs, D other devices.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.latencyfit import Array, Correction, Linear, Prior, fit_correction, fit_helped, fit_linear
+from orchestrator.prediction.fit import Array, Correction, Linear, Prior, fit_correction, fit_helped, fit_linear
 
 FOLDS = 10
 GAIN = 0.97                 # what makes a model more complex must lower the held-out error by at least this factor

@@ -34,8 +34,8 @@ from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 from orchestrator.controllers.controller import LatencyModel
-from orchestrator.latencychoice import Measured, choose
-from orchestrator.latencyfit import (
+from orchestrator.prediction.choice import Measured, choose
+from orchestrator.prediction.fit import (
     TRIVIAL_SHARE,
     Array,
     Correction,
@@ -45,7 +45,7 @@ from orchestrator.latencyfit import (
     inputs,
     reference_networks,
 )
-from orchestrator.transfer import LookedUp
+from orchestrator.prediction.transfer import LookedUp
 from searchspaces.errors import DataError, StoreError
 from searchspaces.space import SearchSpace, Tokens
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from orchestrator.controllers.controller import LatencyModel
-from orchestrator.latencyfit import TRIVIAL_SHARE, Array, fit_linear, inputs
+from orchestrator.prediction.fit import TRIVIAL_SHARE, Array, fit_linear, inputs
 from searchspaces.errors import DataError
 from searchspaces.space import SearchSpace, Tokens
 

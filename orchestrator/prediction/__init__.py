@@ -1,0 +1,1 @@
+"""Latency of networks that nobody measured (predictor.py), also with the help of other devices (transfer.py)."""
