@@ -40,6 +40,18 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+def clock_state(core: int | None) -> dict[str, float | str | None]:
+    """`clock_mhz` and `governor` of a core (of the first one for None) as the system tells them now; None where it does
+    not, as in most virtual machines."""
+    folder = Path(f"/sys/devices/system/cpu/cpu{core or 0}/cpufreq")
+    try:
+        return {"clock_mhz": float((folder / "scaling_cur_freq").read_text()) / 1e3,
+                "governor": (folder / "scaling_governor").read_text().strip()}
+    except (OSError, ValueError):
+        frequency = psutil.cpu_freq()
+        return {"clock_mhz": float(frequency.current) if frequency else None, "governor": None}
+
+
 class ForeignLoad:
     """Share of the machine's CPU time used by other processes since construction."""
 

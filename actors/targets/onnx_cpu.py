@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from actors.targets.host import Affinity, ForeignLoad, cpu_name, device_lock, no_garbage_collection
+from actors.targets.host import Affinity, ForeignLoad, clock_state, cpu_name, device_lock, no_garbage_collection
 from actors.targets.pairing import Protocol, Timer, quiet_ms, visit
 from actors.targets.reference import graph_hash, reference_graph
 from actors.targets.target import Health, LatencySample, LatencyTarget, TargetIdentity, Workload
@@ -99,7 +99,7 @@ class OnnxCpuTarget(LatencyTarget):
         return LatencySample(
             self._identity.target_id, result.ratio * reference_ms, reference_ms, result.ratio, result.stderr,
             len(result.ratios), result.drift, share, result.candidate_ms, result.reference_ms, started_at,
-            duration_s, {"core": core, "session_ms": handle.session_ms})
+            duration_s, {"core": core, "session_ms": handle.session_ms, **clock_state(core)})
 
     def _load(self, workload: Workload) -> Loaded:
         started = time.perf_counter()

@@ -87,6 +87,8 @@ def test_sample_holds_all_it_is_made_of(target: OnnxCpuTarget) -> None:
     assert 6 <= sample.rounds == len(ratios) <= 30
     assert sample.target_id == target.identity().target_id and 0.0 <= sample.load <= 1.0
     assert abs(sample.started_at + sample.duration_s - time.time()) < 3600.0
+    assert {"core", "session_ms", "clock_mhz", "governor"} <= sample.details.keys()
+    assert sample.details["clock_mhz"] is None or 100 < sample.details["clock_mhz"] < 10_000
 
 
 def test_identity_is_that_of_the_device_and_its_settings() -> None:
