@@ -22,6 +22,8 @@ from orchestrator.controllers.fnas.policy import LstmPolicy
 from searchspaces.errors import StoreError
 from searchspaces.space import Tokens
 
+LARGEST_LOG_RATIO = 20.0    # far beyond every clip; exp of 89 overflows, and infinity times a clipped term's 0 is nan
+
 
 @dataclass(frozen=True)
 class PpoSettings:
@@ -84,7 +86,7 @@ def ppo_loss(log_probs_NT: Tensor, entropy_NT: Tensor, batch: Mapping[str, Tenso
     """
     share_NT = batch["live_share"]
     log_ratio_NT = log_probs_NT - batch["log_probs_old"]
-    ratio_NT = log_ratio_NT.exp()
+    ratio_NT = log_ratio_NT.clamp(max=LARGEST_LOG_RATIO).exp()
     objective_NT = clipped_objective(ratio_NT, batch["advantages"][:, None], clip)
     entropy_N = batch["row_share"] * entropy_NT.sum(dim=1)
     loss = -(share_NT * batch["weights"][:, None] * objective_NT).sum() - (batch["entropy_weight"] * entropy_N).sum()

@@ -173,6 +173,19 @@ def by_hand(policy: LstmPolicy, tokens_NT: Tokens, old_NT: NDArray[np.float64], 
     return -torch.stack(terms).mean() - entropy_weight * torch.stack(bonus).mean()
 
 
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_token_that_was_all_but_impossible_leaves_the_gradient_finite(advantage: float) -> None:
+    log_probs_NT = torch.tensor([[-1.0, -0.5]], requires_grad=True)
+    batch = {"live_share": torch.full((1, 2), 0.5), "log_probs_old": torch.tensor([[-150.0, -0.5]]),
+             "advantages": torch.tensor([advantage]), "weights": torch.ones(1), "row_share": torch.ones(1),
+             "entropy_weight": torch.tensor(0.0)}
+    loss, figures = ppo_loss(log_probs_NT, torch.zeros(1, 2), batch, clip=0.2)
+    loss.backward()
+    assert log_probs_NT.grad is not None
+    assert torch.isfinite(loss) and torch.isfinite(log_probs_NT.grad).all() and torch.isfinite(figures["kl"])
+    assert log_probs_NT.grad[0, 1].item() == pytest.approx(-0.5 * advantage), "the other token teaches as before"
+
+
 @pytest.mark.parametrize("ratio, advantage, term", [(1.3, 0.5, 0.6), (0.7, -0.5, -0.4), (1.3, -0.5, -0.65),
                                                     (0.7, 0.5, 0.35), (1.1, 0.5, 0.55)])
 def test_clipped_terms_of_the_specification(ratio: float, advantage: float, term: float) -> None:
