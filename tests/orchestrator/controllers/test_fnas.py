@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from orchestrator.config import parse_config
 from orchestrator.conformance import SyntheticLatency, check_controller, synthetic_trials
@@ -22,6 +23,15 @@ from searchspaces.nasbench201 import NasBench201
 SPACE = NasBench201()
 SMALL: dict[str, Any] = {"batch": 6, "policy": {"hidden": 16}, "critic": {"least_trained": 6, "hidden": 32, "steps": 30,
                                                                          "pretraining_steps": 100}}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The networks are tiny; on a busy machine threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def small(**changes: Any) -> dict[str, Any]:
