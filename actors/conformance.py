@@ -20,20 +20,31 @@ from searchspaces.onnxgraph import to_onnx
 VISITS = 4
 STANDARD_ERRORS = 3.0
 LEAST_TOLERANCE = 0.02      # of the ratio: two visits may differ by more than either knows
+PLACEMENT = 0.05            # of the ratio: where in memory a process put its reference network moved it by up to 4 %
+ATTEMPTS = 3                # of a rule that compares timings: a busy machine spoils one now and then
 Problems = Iterator[str]
+Rule = Callable[[LatencyTarget], Problems]
 
 
 def check_target(target: LatencyTarget) -> list[str]:
     """All violations found, as sentences. The target is closed afterwards."""
     problems: list[str] = []
-    rules: tuple[Callable[[LatencyTarget], Problems], ...] = (
-        _identity, _sample, _order, _repeats, _reference_is_one, _files, _survives_a_bad_model, _closes_twice)
+    timed: tuple[Rule, ...] = (_order, _repeats, _reference_is_one, _files)
+    rules: tuple[Rule, ...] = (_identity, _sample, *timed, _survives_a_bad_model, _closes_twice)
     for rule in rules:
-        try:
-            problems += list(rule(target))
-        except Exception as error:  # a user's code may raise anything, and the report must say so
-            problems.append(f"{rule.__name__.strip('_').replace('_', ' ')}: raised {type(error).__name__}: {error}")
+        for _ in range(ATTEMPTS if rule in timed else 1):
+            found = _broken(rule, target)
+            if not found:
+                break
+        problems += found
     return problems
+
+
+def _broken(rule: Rule, target: LatencyTarget) -> list[str]:
+    try:
+        return list(rule(target))
+    except Exception as error:  # a user's code may raise anything, and the report must say so
+        return [f"{rule.__name__.strip('_').replace('_', ' ')}: raised {type(error).__name__}: {error}"]
 
 
 def _measure(target: LatencyTarget, *workloads: Workload) -> list[LatencySample]:
@@ -118,7 +129,7 @@ def _reference_is_one(target: LatencyTarget) -> Problems:
     if target.identity().reference != graph_hash(graph):
         return
     sample = merge_samples([_measure(target, Workload(graph=graph))[0] for _ in range(VISITS)])
-    if abs(sample.ratio - 1.0) > max(LEAST_TOLERANCE, STANDARD_ERRORS * sample.stderr):
+    if abs(sample.ratio - 1.0) > max(PLACEMENT, STANDARD_ERRORS * sample.stderr):
         yield (f"the reference network timed as a candidate has ratio {sample.ratio:.3f} +- {sample.stderr:.3f}, not "
                "1: candidate and reference are not timed alike")
 
