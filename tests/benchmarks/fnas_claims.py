@@ -3,7 +3,8 @@
     python -m tests.benchmarks.fnas_claims --parts trainings transfer buffer [--seeds 10] [--reward accuracy latency]
 
 trainings  how many architectures are trained until the best so far reaches 99 % of the table's best reward; the rows
-           PPO and +AEB take every sample as it is drawn, "known redrawn" replaces known ones as the critic's rows do
+           PPO and +AEB take every sample as it is drawn, "known redrawn" replaces known ones as the critic's rows do;
+           with transfer the CIFAR-10 trainings are not counted, "critic only" does not train their best ones first
 transfer   error of the critic's V against samples, pretrained on CIFAR-10 or not (the paper's figure 3a)
 buffer     trainings for buffer sizes 10, 50, 200 and shares of a batch of 25, 50, 75 %
 
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.controller import EarlierRun, Observation, Task
+from orchestrator.controllers.fnas.controller import Fnas
 from orchestrator.controllers.fnas.critic import Critic
 from searchspaces.nasbench201 import NasBench201
 from tests.benchmarks.nasbench201 import OP_COLUMNS
@@ -45,7 +47,7 @@ PRINTED = {"critic": {"form": "printed", "decision": "uncertainty", "quantile": 
                       "least_trained": 100, "steps": 10}}
 VARIANTS: dict[str, tuple[Mapping[str, Any], str]] = {
     "PPO": (NO_CRITIC | NO_BUFFER, "296"), "+AEB": (NO_CRITIC, "154"), "+UAC": (NO_BUFFER, "222"), "all": ({}, "140"),
-    "all, transfer": ({}, "paper: a tenth"), "all, printed critic": (PRINTED, ""),
+    "all, transfer": ({}, "paper: a tenth"), "critic only, transfer": ({}, ""), "all, printed critic": (PRINTED, ""),
     "PPO, known redrawn": (REDRAWN | NO_BUFFER, ""), "PPO, pilot's settings": (PILOT | NO_CRITIC | NO_BUFFER, "296"),
 }
 
@@ -77,10 +79,15 @@ def options_of(table: Table, reward: str, changes: Mapping[str, Any]) -> dict[st
 
 
 def search(table: Table, task_name: str, options: Mapping[str, Any], seed: int, cap: int,
-           earlier: tuple[EarlierRun, ...] = (), stop_at: float | None = None) -> tuple[list[int], float]:
-    """(rows trained in order, best reward of the table). Ends early once the best so far reaches `stop_at` of it."""
+           earlier: tuple[EarlierRun, ...] = (), stop_at: float | None = None,
+           recommending: bool = True) -> tuple[list[int], float]:
+    """(rows trained in order, best reward of the table). Ends early once the best so far reaches `stop_at` of it. Not
+    `recommending`: the best architectures of earlier runs are not trained first."""
     task = Task((float(table.latency_ms.max()),), cap, seed, None, earlier)
     controller = make_controller("fnas", NasBench201(), task, options)
+    assert isinstance(controller, Fnas)
+    if not recommending:
+        controller._recommended.clear()
     accuracy = table.accuracy[task_name]
     rewards = controller.reward(table.tokens_NT, accuracy, table.latency_ms)
     assert rewards is not None
@@ -102,11 +109,12 @@ def earlier_run(table: Table, options: Mapping[str, Any], seed: int) -> EarlierR
     return EarlierRun("cifar10", False, table.tokens_NT[rows], table.accuracy["cifar10"][rows], table.latency_ms[rows])
 
 
-def trainings_of(table: Table, options: Mapping[str, Any], seeds: Sequence[int], transfer: bool = False) -> list[int]:
+def trainings_of(table: Table, options: Mapping[str, Any], seeds: Sequence[int], transfer: bool = False,
+                 recommending: bool = True) -> list[int]:
     counts = []
     for seed in seeds:
         earlier = (earlier_run(table, options, seed),) if transfer else ()
-        counts.append(len(search(table, "cifar100", options, seed, CAP, earlier, SHARE_OF_BEST)[0]))
+        counts.append(len(search(table, "cifar100", options, seed, CAP, earlier, SHARE_OF_BEST, recommending)[0]))
     return counts
 
 
@@ -120,13 +128,15 @@ def row(name: str, counts: Sequence[int], reference: float, pilot: str = "") -> 
 HEAD = f"{'':24s} {'median':>7s} {'quartiles':>13s} {'range':>13s} {'misses':>7s} {'of PPO':>9s}   {'pilot':14s} all"
 
 
-def trainings(table: Table, rewards: Sequence[str], seeds: Sequence[int]) -> None:
+def trainings(table: Table, rewards: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> None:
     for reward in rewards:
         print(f"\ntrainings to {SHARE_OF_BEST:.0%} of the best {reward} reward, {len(seeds)} seeds, cap {CAP} "
               "(target: all at most 0.33, with transfer at most 0.17 of PPO)\n" + HEAD)
         reference = float("nan")
-        for name, (changes, pilot) in VARIANTS.items():
-            counts = trainings_of(table, options_of(table, reward, changes), seeds, name.endswith("transfer"))
+        for name in variants:
+            changes, pilot = VARIANTS[name]
+            counts = trainings_of(table, options_of(table, reward, changes), seeds, name.endswith("transfer"),
+                                  not name.startswith("critic only"))
             reference = float(np.median(counts)) if name == "PPO" else reference
             print(row(name, counts, reference, pilot if reward == "accuracy" else ""), flush=True)
 
@@ -180,12 +190,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         default=["trainings", "transfer", "buffer"])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=200)
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="ROW",
+                        help="of part trainings, in this order; the share of PPO needs PPO first")
     parser.add_argument("--reward", nargs="+", choices=["accuracy", "latency"], default=["accuracy", "latency"])
     options = parser.parse_args(arguments)
     table, seeds = Table.read(), range(options.first_seed, options.first_seed + options.seeds)
     print("command: python -m tests.benchmarks.fnas_claims " + " ".join(arguments or sys.argv[1:]))
     if "trainings" in options.parts:
-        trainings(table, options.reward, seeds)
+        trainings(table, options.reward, options.variants, seeds)
     if "transfer" in options.parts:
         transfer(table, seeds)
     if "buffer" in options.parts:
