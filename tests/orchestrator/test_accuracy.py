@@ -145,11 +145,19 @@ def test_a_table_answers_with_its_own_numbers(tmp_path: Path) -> None:
     assert (found.accuracy, found.source) == (pytest.approx(0.009 * (20 + 4 + 3 + 12)), "table")
 
 
+def handed_over(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries with a model. The smallest budget is a tenth above the fastest network, which takes microseconds here: on
+    a busy machine nobody may meet it, and that is said. The largest budget of a target always has one."""
+    for target in {entry["target"] for entry in entries}:
+        *smaller, largest = [entry for entry in entries if entry["target"] == target]
+        assert largest["feasible"], largest["reason"]
+        assert all(entry["feasible"] or "candidates reach" in entry["reason"] for entry in smaller)
+    return [entry for entry in entries if entry["feasible"]]
+
+
 def check_models(run: Path, epochs: int) -> None:
     """Every model retrained from scratch, within its budget; no supernet anywhere."""
-    entries = json.loads((run / "generated.json").read_text())
-    assert [entry["feasible"] for entry in entries] == [True] * len(entries)
-    for entry in entries:
+    for entry in handed_over(json.loads((run / "generated.json").read_text())):
         assert entry["latency_ms"] <= entry["budget_ms"]
         sidecar = json.loads((run / entry["onnx"]).with_suffix(".json").read_text())
         assert sidecar["retrain_epochs"] == epochs
