@@ -41,6 +41,12 @@ class Goal:
     budgets_ms: tuple[float, ...]
     tuples_ms: tuple[tuple[float, ...], ...] = ()
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Goal:
+        """The inverse of `asdict`, where JSON has made lists of tuples."""
+        return cls(str(value["label"]), tuple(value["targets"]), tuple(value["budgets_ms"]),
+                   tuple(tuple(row) for row in value["tuples_ms"]))
+
     def latency_ms(self, by_target: Mapping[str, ArrayLike]) -> Array:
         """float64[N]: what is compared with a budget, from latencies[N] in ms by target; nan where one is nan."""
         columns = [np.asarray(by_target[label], dtype=np.float64) for label in self.targets]
@@ -132,8 +138,7 @@ def read_goals(store: RunStore, config: Config) -> list[Goal]:
     found = read_state(store, config.labels[0]).get("goals")
     if not found:
         raise StoreError(f"run {store.name} has not measured its target yet; go on with: paretoray resume {store.name}")
-    return [Goal(goal["label"], tuple(goal["targets"]), tuple(goal["budgets_ms"]),
-                 tuple(tuple(values) for values in goal["tuples_ms"])) for goal in found]
+    return [Goal.from_json(goal) for goal in found]
 
 
 def goal_named(goals: Sequence[Goal], label: str | None) -> Goal:

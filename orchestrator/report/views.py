@@ -33,8 +33,7 @@ def goals(run: RunView) -> list[Goal]:
     """Of the run's state; [] before it has measured, and for a run of an earlier version."""
     found = run.state.get("goals")
     try:
-        return [Goal(str(goal["label"]), tuple(goal["targets"]), tuple(goal["budgets_ms"]),
-                     tuple(tuple(row) for row in goal["tuples_ms"])) for goal in found or []]
+        return [Goal.from_json(goal) for goal in found or []]
     except (TypeError, KeyError):
         return []
 
