@@ -20,6 +20,17 @@ def cores_are_given_back() -> Iterator[None]:
         assert psutil.Process().cpu_affinity() == before
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the workers: sums depend on the number of threads, and on a busy machine threads wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     import ray

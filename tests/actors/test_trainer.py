@@ -40,13 +40,7 @@ STEPS = len(DATA.train) // 64
 PATIENCE_S = 90
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the workers: sums depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def factory(folder: Path, space: SearchSpace = SPACE, settings: ProxySettings = SETTINGS,

@@ -3,12 +3,11 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from orchestrator.config import parse_config
 from orchestrator.conformance import SyntheticLatency, check_controller, synthetic_trials
@@ -25,13 +24,7 @@ SMALL: dict[str, Any] = {"batch": 6, "policy": {"hidden": 16}, "critic": {"least
                                                                          "pretraining_steps": 100}}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The networks are tiny; on a busy machine threads would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(**changes: Any) -> dict[str, Any]:
