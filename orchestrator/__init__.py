@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def __getattr__(name: str) -> object:
     """`from orchestrator import Search, load_config`, loaded when first asked for: Ray is imported late."""
     if name == "Search":
-        from orchestrator.search import Search
+        from orchestrator.run.search import Search
 
         return Search
     if name == "load_config":

@@ -6,14 +6,14 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from actors.conformance import check_target
 from actors.data import Splits
 from actors.targets.catalogue import make_target
+from actors.targets.conformance import check_target
 from actors.targets.target import LatencyTarget
 from orchestrator.config import parse_config
-from orchestrator.conformance import check_controller
+from orchestrator.controllers.conformance import check_controller
 from orchestrator.controllers.controller import Controller
-from orchestrator.datasets import check_dataset, is_dataset, load_dataset
+from orchestrator.data.datasets import check_dataset, is_dataset, load_dataset
 from searchspaces.catalogue import make_space
 from searchspaces.conformance import check_space
 from searchspaces.errors import ConfigError

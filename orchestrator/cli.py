@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.cluster import prepare_environment
+from orchestrator.cluster.joining import prepare_environment
 from orchestrator.interrupt import Interrupted
 from searchspaces.errors import ConfigError, ParetorayError
 
@@ -36,7 +36,7 @@ def search(config: Annotated[Path, typer.Argument(help="YAML file, see configs/.
     """Search for the best networks under every budget, and hand over trained ONNX files."""
     prepare_environment(address)
     from orchestrator.config import load_config
-    from orchestrator.search import Search, default_name
+    from orchestrator.run.search import Search, default_name
 
     loaded = load_config(config, set_ or [])
     Search(loaded, runs=runs, name=name or loaded.name or default_name(config), address=address).run()
@@ -46,7 +46,7 @@ def search(config: Annotated[Path, typer.Argument(help="YAML file, see configs/.
 def resume(run: RunName, address: Address = None, runs: Runs = RUNS) -> None:
     """Go on with a run after a crash, a kill or Ctrl-C; nothing recorded is done twice."""
     prepare_environment(address)
-    from orchestrator.search import Search
+    from orchestrator.run.search import Search
 
     Search.resume(run, runs=runs, address=address).run()
 
@@ -63,7 +63,7 @@ def generate(run: RunName,
     if address is not None:
         prepare_environment(address)
     from orchestrator.config import parse_budget
-    from orchestrator.generate import generate_models
+    from orchestrator.run.generate import generate_models
 
     try:
         budgets = [parse_budget(value) for value in budget]
@@ -81,7 +81,7 @@ def measure(config: Annotated[Path, typer.Argument(help="YAML file with 'space' 
     """Measure random architectures on the target and write a Parquet table; an existing table is continued."""
     prepare_environment(address)
     from orchestrator.config import load_config
-    from orchestrator.measure import measure_table, with_target
+    from orchestrator.latencytables.collect import measure_table, with_target
 
     measure_table(with_target(load_config(config, set_ or []), target), count, out, address)
 
@@ -90,7 +90,7 @@ def measure(config: Annotated[Path, typer.Argument(help="YAML file with 'space' 
 def merge(tables: Annotated[list[Path], typer.Argument(metavar="TABLE...", help="Files of 'paretoray measure'.")],
           out: Annotated[Path, typer.Option(help="Parquet file to write; may be one of the tables.")]) -> None:
     """Merge latency tables of one search space and one target; a network in several tables gets its visits' mean."""
-    from orchestrator.merge import merge_tables
+    from orchestrator.latencytables.merge import merge_tables
 
     done = merge_tables(tables, out)
     stdout.print(f"{done.path}: {done.networks} networks from {len(tables)} tables, {done.averaged} of them averaged"
@@ -108,7 +108,7 @@ def targets(config: Annotated[Path | None, typer.Option(help="Look at devices wi
     opened for a moment to see whether it works (at most 30 s).
     """
     prepare_environment(address)
-    from orchestrator.targets import list_targets, targets_table
+    from orchestrator.cluster.health import list_targets, targets_table
 
     rows = list_targets(config, address, probe)
     if as_json:
@@ -141,7 +141,7 @@ def worker(address: Annotated[str | None, typer.Option(
     and the measuring worker's own slot is all that is kept free.
     """
     prepare_environment(address)
-    from orchestrator.worker import inspect, start_node
+    from orchestrator.cluster.worker import inspect, start_node
 
     offer = inspect(address, target or [], config, measure_cores)
     if as_json:
@@ -158,7 +158,7 @@ def worker(address: Annotated[str | None, typer.Option(
 @app.command()
 def report(run: RunName, runs: Runs = RUNS) -> None:
     """Write the run's report.html: front, budget slider, architectures, latency prediction, history."""
-    from orchestrator.generate import write_run_report
+    from orchestrator.run.generate import write_run_report
 
     stdout.print(f"report: {write_run_report(run, runs)}")
 
@@ -166,7 +166,7 @@ def report(run: RunName, runs: Runs = RUNS) -> None:
 @app.command("runs")
 def list_runs(runs: Runs = RUNS) -> None:
     """List all runs with their stage, trials and models."""
-    from orchestrator.generate import run_rows
+    from orchestrator.run.generate import run_rows
 
     _print_table(run_rows(runs), f"no runs in {runs}; start one with: paretoray search configs/quickstart.yaml")
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from orchestrator.accuracy import AnyAccuracy, Gpus, SupernetAccuracy
-from orchestrator.datasets import DataSettings
+from orchestrator.data.accuracy import AnyAccuracy, Gpus, SupernetAccuracy
+from orchestrator.data.datasets import DataSettings
 from searchspaces.errors import ConfigError
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")

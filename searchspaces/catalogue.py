@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from searchspaces.errors import ConfigError
-from searchspaces.mnas import Mnas, MnasS16, MnasS32
-from searchspaces.mobilenetv3 import MobileNetV3, MobileNetV3S16, MobileNetV3S32
-from searchspaces.nasbench201 import NasBench201
+from searchspaces.mnas.space import Mnas, MnasS16, MnasS32
+from searchspaces.mobilenetv3.space import MobileNetV3, MobileNetV3S16, MobileNetV3S32
+from searchspaces.nasbench201.space import NasBench201
 from searchspaces.plugins import check_options, load_object
 from searchspaces.space import SearchSpace
 

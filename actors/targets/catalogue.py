@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from actors.targets.android import AndroidTarget
-from actors.targets.cuda import CudaTarget
+from actors.targets.android.target import AndroidTarget
+from actors.targets.cuda.target import CudaTarget
 from actors.targets.onnx_cpu import OnnxCpuTarget
 from actors.targets.table import TableTarget
 from actors.targets.target import Claim, LatencyTarget

@@ -8,7 +8,8 @@ a time: the worker has the device for itself. Nothing survives a restart except 
 `reference_ms`, which the run folder keeps and passes back in.
 
 A target of your own subclasses `LatencyTarget`, is named `module:Class` in the configuration and passes
-`paretoray check module:Class` (actors/conformance.py). Unless it has a better way it times with `pairing.visit`.
+`paretoray check module:Class` (actors/targets/conformance.py). Unless it has a better way it times with
+`pairing.visit`.
 """
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from orchestrator.frontier import pareto_mask
-from orchestrator.store import ADDED, LATENCY_SCHEMA, TRIAL_SCHEMA
+from orchestrator.record.store import ADDED, LATENCY_SCHEMA, TRIAL_SCHEMA
 
 TRIAL_COLUMNS = ["sequence", "arch_id", "tokens", "controller", "accuracy", "accuracy_source", "latency_ms",
                  "latency_source", "target_id", "madds", "params", "budget_ms", "started_at", "error", "latencies"]

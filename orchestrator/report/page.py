@@ -18,16 +18,16 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from orchestrator.progress import quantity
+from orchestrator.record.progress import quantity
+from orchestrator.record.store import write_text
 from orchestrator.report import figures
 from orchestrator.report.data import RunView, column_numbers, read_run
 from orchestrator.report.drawing import drawing_data
 from orchestrator.report.views import agreements, views
-from orchestrator.store import write_text
 from searchspaces.errors import SpaceError
 from searchspaces.space import SearchSpace, Tokens
 
-FINISHED = "done"  # the last Stage of orchestrator/search.py
+FINISHED = "done"  # the last Stage of orchestrator/run/search.py
 
 
 def write_report(run_dir: Path, space: SearchSpace | None = None) -> Path:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
-from orchestrator.goals import Goal
+from orchestrator.record.goals import Goal
 from orchestrator.report.data import RunView, column_numbers
 
 LEAST_SHARED = 3    # networks measured on both devices before their rankings are compared

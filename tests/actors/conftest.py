@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="session")
 def adb_port() -> Iterator[int]:
     pytest.importorskip("adbutils", reason="adbutils is not installed (pip install 'paretoray[android]')")
-    from tests.actors.adbchain import adb_server
+    from tests.actors.targets.android.adbchain import adb_server
 
     with adb_server() as port:
         yield port
@@ -18,7 +18,7 @@ def adb_port() -> Iterator[int]:
 
 @pytest.fixture
 def phone(adb_port: int, tmp_path: Path) -> Iterator:  # type: ignore[type-arg]
-    from tests.actors.adbchain import attached_phone
+    from tests.actors.targets.android.adbchain import attached_phone
 
     with attached_phone(adb_port, tmp_path / "phone") as made:
         yield made

@@ -16,8 +16,8 @@ from actors.devices import training_device
 from actors.evaluator import SupernetEvaluatorFactory
 from searchspaces.catalogue import make_space
 from searchspaces.errors import ConfigError
-from searchspaces.training import SupernetTraining, TrainingSettings
-from tests.actors.test_supernet import DATA, PREPROCESSING, TOKENS, make_actor
+from searchspaces.training.steps import SupernetTraining, TrainingSettings
+from tests.actors.supernet.test_supernet import DATA, PREPROCESSING, TOKENS, make_actor
 from tests.actors.tinyspace import TinySpace
 
 META = torch.device("meta")

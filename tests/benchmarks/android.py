@@ -25,15 +25,15 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.targets import android
-from actors.targets.android import AndroidTarget
+from actors.targets.android.target import AndroidTarget
+from actors.targets.android.target import target as android
 from actors.targets.target import LatencySample, Workload
 from searchspaces.catalogue import make_space
 from searchspaces.errors import TargetError
 from searchspaces.onnxgraph import to_onnx
 from searchspaces.space import SearchSpace
-from tests.actors.adbchain import PYTHON_RUNNER, QUICK_RUNNER, adb_server, attached_phone
-from tests.actors.adbdevice import AdbDevice, RunFault
+from tests.actors.targets.android.adbchain import PYTHON_RUNNER, QUICK_RUNNER, adb_server, attached_phone
+from tests.actors.targets.android.adbdevice import AdbDevice, RunFault
 
 PARTS = ("overhead", "faults")
 RUN_FAULTS: tuple[RunFault, ...] = ("silent", "short", "garbage", "drop", "reboot")

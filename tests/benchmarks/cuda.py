@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-from actors.targets.cuda import CudaTarget
+from actors.targets.cuda.target import CudaTarget
 from actors.targets.target import Workload
-from orchestrator.stages.measure import spread_sample
+from orchestrator.run.stages.measure import spread_sample
 from searchspaces.catalogue import make_space
 from searchspaces.errors import ParetorayError
 from searchspaces.network import GraphNetwork

@@ -30,7 +30,7 @@ from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.controller import EarlierRun, Observation, Task
 from orchestrator.controllers.fnas.controller import Fnas
 from orchestrator.controllers.fnas.critic import Critic
-from searchspaces.nasbench201 import NasBench201
+from searchspaces.nasbench201.space import NasBench201
 from tests.benchmarks.nasbench201 import OP_COLUMNS
 
 CAP = 1000

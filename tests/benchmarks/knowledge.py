@@ -36,11 +36,11 @@ from scipy.stats import spearmanr
 
 from actors.data import Augmentation, Images, Preprocessing
 from actors.evaluator import Evaluation
-from actors.knowledge import KnowledgePool, Start
-from actors.rollout import PoolSettings, RolloutPool
-from actors.trainer import ProxyEvaluatorFactory, ProxySettings
-from orchestrator.datasets import DataSettings, load_dataset
-from searchspaces.mnas import MnasS16
+from actors.knowledge.pool import KnowledgePool, Start
+from actors.rollout.pool import PoolSettings, RolloutPool
+from actors.rollout.trainer import ProxyEvaluatorFactory, ProxySettings
+from orchestrator.data.datasets import DataSettings, load_dataset
+from searchspaces.mnas.space import MnasS16
 from searchspaces.space import Tokens
 
 BATCH, FILL_SEED, SHORT_SEED, LONG_SEEDS = 32, 9, 0, (1, 2)

@@ -29,7 +29,7 @@ from scipy.stats import kendalltau
 from actors.targets.onnx_cpu import OnnxCpuTarget
 from actors.targets.target import LatencySample, Workload, merge_samples
 from orchestrator.prediction.predictor import LatencyPredictor
-from orchestrator.stages.measure import spread_sample
+from orchestrator.run.stages.measure import spread_sample
 from searchspaces.catalogue import make_space
 from searchspaces.onnxgraph import to_onnx
 from searchspaces.space import SearchSpace, Tokens

@@ -30,7 +30,7 @@ from orchestrator.controllers.controller import LatencyModel
 from orchestrator.prediction.predictor import LatencyPredictor
 from orchestrator.prediction.transfer import LookedUp, choose_to_measure
 from searchspaces.errors import ParetorayError
-from searchspaces.nasbench201 import NasBench201
+from searchspaces.nasbench201.space import NasBench201
 from searchspaces.space import Tokens
 from tests.benchmarks.nasbench201 import Table
 

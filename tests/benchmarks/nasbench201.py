@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.controller import Answer, Observation, Task
 from searchspaces.errors import ConfigError, DataError, ParetorayError
-from searchspaces.nasbench201 import NasBench201
+from searchspaces.nasbench201.space import NasBench201
 from searchspaces.space import Tokens
 
 OP_COLUMNS = ("op_01", "op_02", "op_12", "op_03", "op_13", "op_23")

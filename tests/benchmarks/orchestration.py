@@ -18,9 +18,9 @@ import torch
 
 from actors.data import Preprocessing, calibration_images
 from actors.evaluator import SupernetEvaluatorFactory
-from actors.rollout import PoolSettings, RolloutPool
-from actors.supernet import arrays
-from orchestrator.datasets import DataSettings, load_dataset
+from actors.rollout.pool import PoolSettings, RolloutPool
+from actors.supernet.actor import arrays
+from orchestrator.data.datasets import DataSettings, load_dataset
 from searchspaces.catalogue import make_space
 from searchspaces.space import Tokens
 from tests.actors.workload import Workload, rows

@@ -19,7 +19,7 @@ import numpy as np
 from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.controller import Observation, Task
 from orchestrator.controllers.pnag.controller import Pnag
-from searchspaces.nasbench201 import NasBench201
+from searchspaces.nasbench201.space import NasBench201
 from tests.benchmarks.nasbench201 import Table
 
 SAMPLES = 200

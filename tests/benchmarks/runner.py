@@ -8,7 +8,7 @@ latency     the runner's 25th percentile of the candidate's timings over the tar
             other; the target's timings hold what Python adds to a run
 paired      the runner's ratio candidate / reference over the target's, which is what a search sees
 agreement   Kendall's tau between both rankings of the networks, beside the tau of each with itself on another visit
-Needs what tests/actors/test_runner.py needs: a compiler and ONNX Runtime's headers.
+Needs what tests/actors/targets/test_runner.py needs: a compiler and ONNX Runtime's headers.
 """
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from actors.targets.onnx_cpu import OnnxCpuTarget
 from actors.targets.pairing import Rounds, Visit, percentile_25
 from actors.targets.reference import reference_graph
 from actors.targets.target import Workload
-from orchestrator.stages.measure import spread_sample
+from orchestrator.run.stages.measure import spread_sample
 from searchspaces.catalogue import make_space
 from searchspaces.onnxgraph import to_onnx
-from tests.actors.runner_build import CannotBuildError, build_runner
+from tests.actors.targets.runner_build import CannotBuildError, build_runner
 
 WARM_UP, ROUNDS, RUNS, DROP = 3, 10, 12, 5      # of the runner, for networks of any size
 TIMEOUT_S = 120.0

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from searchspaces.catalogue import SPACES, make_space
 from searchspaces.network import recalibrate_batch_norm
 from searchspaces.space import Tokens
-from searchspaces.training import SupernetTraining, TrainingSettings, evaluate
+from searchspaces.training.steps import SupernetTraining, TrainingSettings, evaluate
 
 
 class PlainTraining:

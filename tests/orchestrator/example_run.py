@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from orchestrator.store import RunStore, Trial, write_json
-from searchspaces.mobilenetv3 import MobileNetV3S32
+from orchestrator.record.store import RunStore, Trial, write_json
+from searchspaces.mobilenetv3.space import MobileNetV3S32
 from searchspaces.space import SearchSpace
 
 CONFIG = {"data": {"name": "digits"}, "space": {"name": "mobilenetv3-s32"}, "target": {"name": "onnx_cpu"},

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.goals import target_state
-from orchestrator.store import RunStore
-from tests.orchestrator.test_search import PATIENCE_S, ROOT, TINY, check_finished_run, command, finish, start
+from orchestrator.record.goals import target_state
+from orchestrator.record.store import RunStore
+from tests.orchestrator.run.test_search import PATIENCE_S, ROOT, TINY, check_finished_run, command, finish, start
 
 
 def paretoray(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

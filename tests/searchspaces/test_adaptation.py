@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from searchspaces.adaptation import adapted, inherit
 from searchspaces.blockweights import SourceBlock, channel_axes, sort_channels, split_blocks
 from searchspaces.graph import INPUT, Graph, GraphBuilder
-from searchspaces.mnas import OPS, MnasS16
-from searchspaces.mobilenetv3 import MobileNetV3S16
+from searchspaces.mnas.space import OPS, MnasS16
+from searchspaces.mobilenetv3.space import MobileNetV3S16
 from searchspaces.network import GraphNetwork
 
 Weights = dict[str, NDArray[np.generic]]

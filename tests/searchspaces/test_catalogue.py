@@ -12,7 +12,7 @@ from searchspaces.errors import ConfigError
 
 OWN = '''
 from typing import Literal
-from searchspaces.nasbench201 import NasBench201
+from searchspaces.nasbench201.space import NasBench201
 
 class Mine(NasBench201):
     def __init__(self, classes: int, channels: int, size: int, mode: Literal["a", "b"] = "a", flag: bool = False,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from searchspaces.catalogue import SPACES, make_space
 from searchspaces.conformance import check_space
 from searchspaces.graph import Graph, GraphBuilder
-from searchspaces.mobilenetv3 import MobileNetV3S16
+from searchspaces.mobilenetv3.space import MobileNetV3S16
 from searchspaces.network import GraphNetwork
 from searchspaces.space import Choice, SearchSpace, Tokens
 from searchspaces.supernet import Supernet

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from searchspaces.graph import GraphBuilder, tensor_shapes
-from searchspaces.mobilenetv3 import MobileNetV3S16
+from searchspaces.mobilenetv3.space import MobileNetV3S16
 from searchspaces.network import GraphNetwork, input_of, recalibrate_batch_norm
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from searchspaces.mobilenetv3 import MobileNetV3S16
-from searchspaces.mobilenetv3_supernet import MobileNetV3Supernet
+from searchspaces.mobilenetv3.space import MobileNetV3S16
+from searchspaces.mobilenetv3.supernet import MobileNetV3Supernet
 from searchspaces.network import input_of
 from searchspaces.space import Tokens
 

@@ -28,7 +28,7 @@ from orchestrator.controllers.fnas.critic import Critic
 from orchestrator.controllers.fnas.experience import Experience, ExperienceBuffer, staleness
 from orchestrator.controllers.fnas.learner import PpoLearner, PpoSettings
 from orchestrator.controllers.fnas.settings import FnasSettings
-from orchestrator.rewards import mnasnet
+from orchestrator.controllers.rewards import mnasnet
 from searchspaces.errors import ConfigError
 from searchspaces.space import Tokens
 

@@ -29,7 +29,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from torch import Tensor
 
-from actors.rolloutworker import first_line
+from actors.rollout.worker import first_line
 from orchestrator.controllers.fnas.policy import LstmPolicy
 from orchestrator.controllers.fnas.ppo import PpoSettings, load_policy, ppo_batch, shards
 from searchspaces.errors import ClusterError, ParetorayError

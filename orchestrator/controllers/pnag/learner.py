@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from orchestrator import rewards
+from orchestrator.controllers import rewards
 from orchestrator.controllers.pnag.budgets import TrainingBudgets
 from orchestrator.controllers.pnag.evaluator import Evaluator, Triplets, fit_evaluator, rank_correlation
 from orchestrator.controllers.pnag.generator import Generator

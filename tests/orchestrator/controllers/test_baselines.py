@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from orchestrator.conformance import SyntheticLatency, check_controller, synthetic_trials
 from orchestrator.controllers.baselines.answers import TrialAnswers
 from orchestrator.controllers.baselines.evolution import RegularisedEvolution, tournament
 from orchestrator.controllers.baselines.nsga2 import Nsga2
 from orchestrator.controllers.catalogue import check_controller_options, make_controller
+from orchestrator.controllers.conformance import SyntheticLatency, check_controller, synthetic_trials
 from orchestrator.controllers.controller import Observation, Proposal, Task
 from searchspaces.errors import ConfigError
-from searchspaces.nasbench201 import NasBench201
+from searchspaces.nasbench201.space import NasBench201
 from searchspaces.space import SearchSpace
 from tests.benchmarks.nasbench201_regret import one_run
 from tests.orchestrator.controllers.toy import ToyLatency, ToySpace, toy_trials

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from orchestrator.config import parse_config
-from orchestrator.conformance import SyntheticLatency, check_controller, synthetic_trials
 from orchestrator.controllers.catalogue import make_controller
+from orchestrator.controllers.conformance import SyntheticLatency, check_controller, synthetic_trials
 from orchestrator.controllers.controller import EarlierRun, Observation, Task
 from orchestrator.controllers.fnas.batch import Sample
 from orchestrator.controllers.fnas.controller import Fnas
-from orchestrator.recipes import slots_needed
+from orchestrator.run.recipes import slots_needed
 from searchspaces.errors import ConfigError
-from searchspaces.nasbench201 import NasBench201
+from searchspaces.nasbench201.space import NasBench201
 
 SPACE = NasBench201()
 SMALL: dict[str, Any] = {"batch": 6, "policy": {"hidden": 16}, "critic": {"least_trained": 6, "hidden": 32, "steps": 30,

@@ -12,8 +12,8 @@ from orchestrator.controllers.fnas.critic import Critic
 from orchestrator.controllers.fnas.experience import ExperienceBuffer, importance_weights, priorities, staleness
 from orchestrator.controllers.fnas.policy import SampledBatch
 from orchestrator.controllers.fnas.settings import CriticSettings
-from orchestrator.rewards import mnasnet
-from searchspaces.nasbench201 import NasBench201
+from orchestrator.controllers.rewards import mnasnet
+from searchspaces.nasbench201.space import NasBench201
 
 CELLS = NasBench201()
 P3 = (0.2119827, 0.3162411, 0.4717762)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from searchspaces.nasbench201 import NasBench201
+from searchspaces.nasbench201.space import NasBench201
 from tests.benchmarks.nasbench201 import OP_COLUMNS, main
 from tests.benchmarks.nasbench201_regret import regret
 

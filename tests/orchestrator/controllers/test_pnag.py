@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load, save
 
-from orchestrator.conformance import check_controller
 from orchestrator.controllers.catalogue import check_controller_options, make_controller
+from orchestrator.controllers.conformance import check_controller
 from orchestrator.controllers.controller import Observation, Task
 from orchestrator.controllers.pnag.budgets import TrainingBudgets
 from orchestrator.controllers.pnag.controller import Pnag
@@ -19,7 +19,7 @@ from orchestrator.controllers.pnag.generator import Generator
 from orchestrator.controllers.pnag.policy_gradient import train_generator
 from orchestrator.controllers.pnag.settings import GeneratorSettings
 from searchspaces.errors import ConfigError
-from searchspaces.nasbench201 import NasBench201
+from searchspaces.nasbench201.space import NasBench201
 from tests.orchestrator.controllers.toy import ToyLatency, ToySpace, toy_accuracy, toy_trials
 
 SPACE = ToySpace()

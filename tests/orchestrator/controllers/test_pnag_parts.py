@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator import rewards
+from orchestrator.controllers import rewards
 from orchestrator.controllers.controller import Observation
 from orchestrator.controllers.pnag.budgets import TrainingBudgets
 from orchestrator.controllers.pnag.candidates import distinct

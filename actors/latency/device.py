@@ -1,0 +1,200 @@
+"""One device as its pool sees it: the actor's handle, what it is doing, and whether it can be trusted.
+
+    starting --probe answers--> ready --send--> busy --outcomes--> ready
+       ^   |                                     |
+       |   +-- max_failures probes fail, or it rests for more than rest_s --> quarantined (for good)
+       +------ worker died, no answer in time, nothing in the call worked, it has to rest
+"""
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+from actors.latency.status import GROUP, NAMESPACE
+from actors.latency.worker import LatencyWorker, Probe
+from actors.targets.target import LatencySample
+from searchspaces.errors import DeviceRestingError, ParetorayError
+from searchspaces.space import SearchSpace, Tokens
+
+log = logging.getLogger(__name__)
+LONGEST_WAIT_S = 30.0
+DeviceState = Literal["starting", "ready", "quarantined"]
+Outcome = LatencySample | str | None    # a string says why there is no sample; None: it was not tried
+
+
+@dataclass(frozen=True)
+class LatencyPoolSettings:
+    """`per_call`: networks that travel in one call, None: as many as the target says. A call may take `time_out_s` for
+    every network and visit in it. `rest_s`: how long a device may rest (heat, another user) before it is given up."""
+
+    per_call: int | None = None
+    time_out_s: float = 120.0
+    start_time_out_s: float = 60.0
+    max_failures: int = 3
+    retry_wait_s: float = 0.5
+    rest_s: float = 900.0
+
+
+@dataclass(frozen=True)
+class DeviceHealth:
+    """`pid` is 0 while no process has answered. `measured` counts networks since the pool was made."""
+
+    name: str
+    state: DeviceState
+    reason: str
+    host: str
+    pid: int
+    measured: int
+
+
+@dataclass
+class Job:
+    """`tickets`: who waits for it."""
+
+    arch_id: str
+    tokens_T: Tokens
+    client: str
+    visits: int
+    tickets: list[int]
+    model: bytes | None = None
+    failures: int = 0
+
+
+class Device:
+    """`call` is the one answer that is awaited: of a probe while `jobs` is empty, of a measurement otherwise."""
+
+    def __init__(self, name: str, options: Mapping[str, Any], arguments: tuple[SearchSpace, str, Mapping[str, Any]],
+                 settings: LatencyPoolSettings) -> None:
+        self.name, self._settings = name, settings
+        self._options, self._arguments = options, arguments
+        self._created = 0
+        self._handle = self._create()
+        self.call: ray.ObjectRef | None = None
+        self.probe: Probe | None = None
+        self.quarantined = ""           # the reason
+        self.trouble = ""               # of the last failure since it was ready
+        self.measured = 0
+        self._jobs: list[Job] = []
+        self._deadline = self._not_before = 0.0
+        self._failed_probes = 0
+        self._down_since = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Should be probed now."""
+        return (self.probe is None and self.call is None and not self.quarantined
+                and time.monotonic() >= self._not_before)
+
+    @property
+    def ready(self) -> bool:
+        return self.probe is not None and self.call is None and not self.quarantined
+
+    def send_probe(self, reference_ms: float | None) -> None:
+        self.call = self._handle.probe.remote(reference_ms)
+        self._deadline = time.monotonic() + self._settings.start_time_out_s
+
+    def send(self, jobs: list[Job], reference_ms: float, waiting: int) -> None:
+        """`waiting`: requests that stay behind in the queue."""
+        first = jobs[0]
+        self.call = (self._handle.measure_file.remote(first.model, first.visits, reference_ms, waiting)
+                     if first.model is not None else
+                     self._handle.measure.remote([job.tokens_T for job in jobs], first.visits, reference_ms, waiting))
+        self._jobs = jobs
+        self._deadline = time.monotonic() + self._settings.time_out_s * len(jobs) * first.visits
+
+    def receive(self) -> list[tuple[Job, Outcome]]:
+        """Outcomes of the call if it has ended or must end now; nothing while it goes on, and for probes."""
+        if self.call is None:
+            return []
+        if not ray.wait([self.call], timeout=0)[0]:
+            return self._expire() if time.monotonic() > self._deadline else []
+        try:
+            answer = ray.get(self.call)
+        except RayTaskError as error:           # the worker lives, the call raised
+            if isinstance(error.cause, DeviceRestingError):
+                return self._rest(str(error.cause))
+            known = isinstance(error.cause, ParetorayError)
+            return self._end(str(error.cause) if known else f"{type(error.cause).__name__}: {error.cause}")
+        except ActorUnavailableError as error:
+            patience_s = self._down_since + self._settings.start_time_out_s - time.monotonic()
+            if not self._jobs and patience_s > 0:   # its new process is on the way
+                self.call, self._not_before = None, time.monotonic() + self._settings.retry_wait_s
+                return []
+            return self._end(f"the latency worker died ({str(error).splitlines()[0]})")
+        except RayError as error:
+            if isinstance(error, ActorDiedError) and not self._jobs:
+                ray.kill(self._handle)          # it will not come back by itself
+                self._handle = self._create()
+            died = isinstance(error, RayActorError)
+            return self._end(f"the latency worker {'died' if died else 'was lost'} ({str(error).splitlines()[0]})")
+        if isinstance(answer, Probe):
+            self.call, self.probe, self.trouble, self._failed_probes = None, answer, "", 0
+            return []
+        return self._take_in(answer if isinstance(answer, list) else [answer])
+
+    def health(self) -> DeviceHealth:
+        state: DeviceState = "quarantined" if self.quarantined else "starting" if self.probe is None else "ready"
+        host, pid = (self.probe.host, self.probe.pid) if self.probe is not None else ("", 0)
+        return DeviceHealth(self.name, state, self.quarantined or self.trouble, host, pid, self.measured)
+
+    def quarantine(self, reason: str) -> None:
+        log.warning("latency device %s is quarantined: %s", self.name, reason)
+        self.quarantined, self.probe = reason, None
+        self._handle.quarantine.remote(reason)      # nobody waits for the answer: the worker may be gone
+
+    def close(self) -> None:
+        ray.kill(self._handle)
+
+    def _take_in(self, outcomes: list[LatencySample | str]) -> list[tuple[Job, Outcome]]:
+        jobs, self._jobs, self.call = self._jobs, [], None
+        samples = [outcome for outcome in outcomes if isinstance(outcome, LatencySample)]
+        self.measured += len(samples)
+        if not samples:
+            self.probe = None       # the networks, or the device? It is asked before it gets more work
+        return list(zip(jobs, outcomes, strict=True))
+
+    def _expire(self) -> list[tuple[Job, Outcome]]:
+        if self._jobs:
+            ray.kill(self._handle, no_restart=False)
+            return self._end(f"no answer within {self._settings.time_out_s:g} s per network (latency.time_out_s)")
+        ray.kill(self._handle)  # a process that never came up does not restart either: a new actor
+        self._handle = self._create()
+        return self._end(f"the latency worker did not start within {self._settings.start_time_out_s:g} s; it needs "
+                         f"{self._options}, and one CPU, free on one node")
+
+    def _end(self, reason: str) -> list[tuple[Job, Outcome]]:
+        """The call failed as a whole: the jobs go back, the device is probed again after a while."""
+        if self.probe is not None:
+            self._down_since = time.monotonic()
+        jobs, self._jobs, self.call, self.probe, self.trouble = self._jobs, [], None, None, reason
+        if not jobs:
+            self._failed_probes += 1
+            wait_s = self._settings.retry_wait_s * 2 ** (self._failed_probes - 1)
+            self._not_before = time.monotonic() + min(wait_s, LONGEST_WAIT_S)
+            if self._failed_probes >= self._settings.max_failures:
+                self.quarantine(reason)
+        return [(job, reason) for job in jobs]
+
+    def _rest(self, reason: str) -> list[tuple[Job, Outcome]]:
+        """Nobody's fault: the jobs go back as they were, the device is asked again until it has rested enough."""
+        if self.probe is not None:
+            self._down_since = time.monotonic()
+        jobs, self._jobs, self.call, self.probe, self.trouble = self._jobs, [], None, None, reason
+        self._not_before = time.monotonic() + min(LONGEST_WAIT_S, 10 * self._settings.retry_wait_s)
+        if time.monotonic() - self._down_since > self._settings.rest_s:
+            self.quarantine(f"{reason}; it has rested for {self._settings.rest_s:g} s")
+        return [(job, None) for job in jobs]
+
+    def _create(self) -> Any:
+        # Retries are the pool's: Ray restarts the process, and only the pool knows which networks may go back to it.
+        self._created += 1
+        options = {"name": f"{self.name}-{self._created}", "namespace": NAMESPACE, "num_cpus": 1, "max_restarts": -1,
+                   "max_task_retries": 0, **self._options}
+        worker: Any = ray.remote(concurrency_groups={GROUP: 1})(LatencyWorker)  # type: ignore[call-overload]
+        return worker.options(**options).remote(*self._arguments)

@@ -1,0 +1,1 @@
+"""Workers that score architectures, or train each by itself."""

@@ -1,0 +1,1 @@
+"""The shared weights: their actor, their training over ranks, checkpoints."""

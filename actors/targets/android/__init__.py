@@ -1,0 +1,1 @@
+"""Phones, reached through an adb server."""

@@ -1,0 +1,170 @@
+"""Connecting to Ray: an embedded local one by default, an existing cluster by address or inside a Ray job.
+
+Why so careful: a bare `ray.init()` may join a stranger's cluster through a current-cluster file, and an unreachable
+address makes the client retry for minutes. So: reuse an initialised Ray; with an address (argument or RAY_ADDRESS)
+check that something listens there and join; otherwise start locally with address="local".
+"""
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from actors.targets.target import CPU_RESOURCE, Claim
+from orchestrator.config import ClusterSettings
+from searchspaces.errors import ClusterError
+
+log = logging.getLogger(__name__)
+PACKAGES = ("searchspaces", "actors", "orchestrator")
+REACH_TIMEOUT_S = 3.0
+LOCAL_RESOURCES = {CPU_RESOURCE: 1.0}
+TOKEN_FILE = Path.home() / ".ray" / "auth_token"
+
+
+def prepare_environment(address: str | None) -> None:
+    """Settings that Ray reads once, when it is imported: call this before anything imports ray.
+
+    Clusters ask for a token by default since Ray 2.60; a client without RAY_AUTH_MODE=token is turned away. The token
+    itself comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if has_token() and not is_local(address):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def has_token() -> bool:
+    return "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or TOKEN_FILE.exists()
+
+
+def is_local(address: str | None) -> bool:
+    """Will `connected` start a Ray of its own?"""
+    return not (address or os.environ.get("RAY_ADDRESS"))
+
+
+@contextlib.contextmanager
+def connected(settings: ClusterSettings, address: str | None, slots: int = 0,
+              resources: Mapping[str, float] = LOCAL_RESOURCES, own: Sequence[str] = ()) -> Iterator[None]:
+    """Ray is initialised inside; what was started here is shut down at the end, a joined cluster is only left. A local
+    Ray gets at least `slots` CPUs and offers `resources`: this machine's devices (devices.announced_resources). `own`:
+    modules that travel to a joined cluster (ownmodules.own_modules)."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _join(address, own)
+    else:
+        _start_local(settings, slots, resources)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local(settings: ClusterSettings, slots: int, resources: Mapping[str, float]) -> None:
+    import ray
+
+    # Training, rollouts and measuring take turns, so each may have all cores: Ray counts slots, not cores. With fewer
+    # slots than actors (one core, two rollouts asked for) the last actor would wait for ever.
+    cpus = max(2 * (settings.cpus or usable_cores()) + 1, slots)
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    memory = settings.object_store_mb * 2**20 if settings.object_store_mb else None
+    ray.init(address="local", num_cpus=cpus, resources=dict(resources), object_store_memory=memory,
+             include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False, configure_logging=False)
+
+
+def _join(address: str, own: Sequence[str]) -> None:
+    import ray
+
+    if address != "auto":
+        check_reachable(address)
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False,
+                 runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}} | ({} if inside_job else
+                                                                 {"py_modules": [*_package_folders(), *own]}))
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"cannot join the Ray cluster at {address} ({str(error).splitlines()[0]}); check the "
+                           "address, and RAY_AUTH_MODE and its token if the cluster asks for one") from error
+
+
+def check_reachable(address: str) -> None:
+    """ClusterError within seconds if nothing listens at host:port."""
+    try:
+        socket.create_connection(host_and_port(address), timeout=REACH_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(f"nothing answers at {address} ({error}); start the cluster with 'ray start --head' or "
+                           "correct --address") from error
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """ClusterError where the address is of another form."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise ClusterError(f"{address} is a Ray client address; give the cluster's own address host:6379 instead, or "
+                           "submit the search with 'ray job submit'")
+    if not host or not port.isdigit():
+        raise ClusterError(f"'{address}' is not a cluster address; write host:port, for example 10.0.0.1:6379")
+    return host, int(port)
+
+
+def _package_folders() -> list[str]:
+    """Folders of our packages, shipped to the nodes of a cluster that do not have them installed."""
+    root = Path(__file__).parents[2]
+    return [str(root / name) for name in PACKAGES]
+
+
+def usable_cores() -> int:
+    return len(psutil.Process().cpu_affinity())
+
+
+def total_cpus() -> int:
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def device_claims(name: str, options: Mapping[str, Any]) -> list[Claim]:
+    """The devices of the cluster on which the named target is measured; ClusterError where there is none.
+
+    A node announces its devices with `paretoray worker`. A processor is always there: without a node that announces
+    one the driver's own is measured, and said so; then nothing but this run keeps it exclusive.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from actors.targets.catalogue import announced, claims
+
+    found = claims(name, options, ray.cluster_resources())
+    if found:
+        return found
+    if CPU_RESOURCE not in announced(name, options):
+        raise ClusterError(f"no node of the cluster announces a device for target {name}; start the node that has one "
+                           "with: paretoray worker --address HOST:PORT")
+    log.warning("no node announces the resource '%s'; measuring on the driver's node (start the node to measure with "
+                "'paretoray worker' to choose)", CPU_RESOURCE)
+    node = ray.get_runtime_context().get_node_id()
+    return [Claim({"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)})]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, host and command of this run, for environment.json."""
+    import platform
+    import subprocess
+    from importlib.metadata import version
+
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
+                            timeout=10, check=False).stdout.strip()
+    packages = ("ray", "torch", "numpy", "onnxruntime", "onnx", "pyarrow", "scikit-learn")
+    return {"python": sys.version.split()[0], "platform": platform.platform(), "host": platform.node(),
+            "cpus": os.cpu_count(), "command": sys.argv, "commit": commit or None,
+            "versions": {name: version(name) for name in packages}}

@@ -1,0 +1,1 @@
+"""Images, and where accuracies come from."""

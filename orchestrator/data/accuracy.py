@@ -1,0 +1,74 @@
+"""Where accuracies come from: the configuration section `accuracy`.
+
+- `supernet`: one weight-shared network is trained first and scores every architecture (PNAG; the default);
+- `training`: every architecture is trained by itself for a few epochs, a proxy of its final accuracy (FNAS);
+- `table`: somebody trained them all, as in NAS-Bench-201.
+
+The last two have no shared weights: stage TRAIN has nothing to do, and what is handed over is retrained from scratch
+([S4 6.2]) by the recipe of the same section.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Gpus = Annotated[float, Field(ge=0)] | Literal["auto"]  # of one worker; for auto see orchestrator/cluster/gpus.py
+
+
+class SupernetAccuracy(BaseModel):
+    """Scored with the weights of the shared network; section `supernet` says how that is trained."""
+
+    model_config = ConfigDict(extra="forbid")
+    source: Literal["supernet"] = "supernet"
+
+
+class Recipe(BaseModel):
+    """How one architecture is trained by itself, and by how many trainers at once."""
+
+    model_config = ConfigDict(extra="forbid")
+    batch_size: int = Field(64, ge=2)
+    learning_rate: float = Field(0.05, gt=0, description="peak of a cosine schedule, SGD with momentum 0.9")
+    weight_decay: float = Field(4e-5, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    flip: bool = Field(False, description="random horizontal flips; not for digits or text")
+    crop_padding: int = Field(1, ge=0, description="pixels of padding before a random crop")
+    workers: int | Literal["auto"] = Field("auto", description="trainers at once; auto: as many as CPUs and GPUs allow")
+    cpus: int = Field(1, ge=1, description="threads of each trainer")
+    gpus: Gpus = Field("auto", description="GPUs of each trainer; a fraction shares one; auto: what there is")
+
+
+class TrainingAccuracy(Recipe):
+    """Every architecture is trained for `epochs`. `knowledge`: a pool of trained blocks that initialises new models
+    (off; own: in the run folder; or the path of a pool that several runs share). Models start cold until
+    `knowledge_hits` of the last `knowledge_window` blocks asked for had a close enough match there."""
+
+    source: Literal["training"] = "training"
+    epochs: int = Field(1, ge=1)
+    knowledge: str = Field("off", description="off, own, or the path of a pool shared by several runs")
+    knowledge_mb: float = Field(2000, gt=0, description="the pool's largest size on disk; its oldest blocks go")
+    knowledge_window: int = Field(200, ge=1, description="blocks asked for last that decide whether the pool is used")
+    knowledge_hits: float = Field(0.99, gt=0, le=1, description="share of them that must have a close match; 0.99 as "
+                                                                "printed")
+
+
+class TableAccuracy(Recipe):
+    """A Parquet table with one row per architecture. The recipe trains what is handed over."""
+
+    source: Literal["table"] = "table"
+    path: Path = Field(description="Parquet file with one row per architecture")
+    token_columns: list[str] = Field(min_length=1, description="columns of the tokens, in the space's order")
+    accuracy_column: str = Field(description="column to search by; never the one to report")
+    unit: float = Field(0.01, gt=0, description="value of 1 in the accuracy column: 0.01 for per cent")
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"source": value}
+    return {"source": "supernet"} | value if isinstance(value, dict) else value
+
+
+AnyAccuracy = Annotated[
+    Annotated[SupernetAccuracy | TrainingAccuracy | TableAccuracy, Field(discriminator="source")],
+    BeforeValidator(_named)]

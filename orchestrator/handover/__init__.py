@@ -1,0 +1,1 @@
+"""What becomes of a chosen architecture: trained, exported, compared, measured, documented."""

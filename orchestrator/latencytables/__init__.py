@@ -1,0 +1,1 @@
+"""`paretoray measure` and `paretoray merge`: latencies of a device as a file."""

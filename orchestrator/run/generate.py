@@ -1,0 +1,143 @@
+"""After the search: models for new budgets, the report, the list of runs."""
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from actors.data import Preprocessing, Splits
+from actors.latency.worker import input_shape
+from orchestrator.cluster.joining import connected
+from orchestrator.cluster.ownmodules import own_modules
+from orchestrator.config import Config, load_config
+from orchestrator.handover.delivered import Delivered, refuse_missed
+from orchestrator.handover.models import HandOver
+from orchestrator.interrupt import StopFlag
+from orchestrator.record.goals import Goal, goal_named, read_goals, target_state
+from orchestrator.record.metrics import RunMetrics
+from orchestrator.record.progress import Progress
+from orchestrator.record.store import RunStore, read_json
+from orchestrator.report.page import write_report
+from orchestrator.run.context import RunContext, data_and_space
+from orchestrator.run.services import Services
+from orchestrator.run.stages.deliver import (
+    delivered_entries,
+    fallbacks,
+    final_rows,
+    lineage,
+    record_entries,
+    restored_controller,
+    slowest_ms,
+)
+from orchestrator.run.stages.measure import above_slowest
+from orchestrator.run.workbench import cluster_bench, local_bench
+from searchspaces.errors import BudgetError, StoreError
+from searchspaces.space import SearchSpace
+
+
+def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | None = None, runs: Path = Path("runs"),
+                    address: str | None = None, console: Console | None = None) -> list[Delivered]:
+    """Trained, measured ONNX files of a finished run for new budgets, on the machine that is the run's target, or with
+    the devices and workers of the cluster at `address`.
+
+    `target`: the label whose budgets they are, needed where a run has several. Raises BudgetError, with the reachable
+    range, for a budget below the fastest known architecture (before anything is done) and for one that no candidate
+    meets (after the others are delivered).
+    """
+    console = console or Console()
+    store = RunStore.open(runs, name)
+    check_finished(store)
+    store.lock()
+    config = load_config(store.path / "config.yaml")
+    goal = goal_named(read_goals(store, config), target)
+    check_budgets(store, goal, budgets_ms, console)
+    splits, space = data_and_space(config)
+    controller = restored_controller(store, config, space, goal)
+    started = time.perf_counter()
+    answers = controller.generate(budgets_ms, config.delivery.alternatives)
+    console.print(f"generated architectures for {len(budgets_ms)} budget(s) in "
+                  f"{1e3 * (time.perf_counter() - started):.0f} ms; training, exporting and measuring them now",
+                  highlight=False, soft_wrap=True)
+    preprocessing = Preprocessing.fit(splits.train, input_shape(space)[1])
+    entries: list[Delivered] = []
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(Progress(console, title=f"paretoray {store.name}"))
+        if address is None:
+            bench = local_bench(config, space, splits, preprocessing, store, goal.targets)
+        else:
+            bench = cluster_bench(_joined(stack, config, store, space, splits, preprocessing, progress, address))
+        handover = HandOver(space, splits, preprocessing, bench, config.delivery, store.path, lineage(store, config),
+                            goal, slowest_ms(store, goal))
+        progress.stage("deliver", total=len(budgets_ms))
+        candidates = handover.candidates(answers, fallbacks(store, space, goal))
+        for budget_ms, options in sorted(zip(budgets_ms, answers), key=lambda pair: pair[0]):
+            chosen = candidates
+            if config.accuracy.source != "supernet":
+                chosen = handover.finalists([budget_ms], candidates, [options] if controller.ranks_finalists else None)
+            entries += handover.deliver([budget_ms], chosen)
+            record_entries(store, entries[-1:], config)
+            progress.advance(1)
+    progress.final_table(final_rows(entries))
+    write_report(store.path, space)
+    refuse_missed(entries)
+    return entries
+
+
+def _joined(stack: contextlib.ExitStack, config: Config, store: RunStore, space: SearchSpace, splits: Splits,
+            preprocessing: Preprocessing, progress: Progress, address: str) -> RunContext:
+    """The run on the cluster's services, until the stack closes."""
+    stop = StopFlag()
+    stack.enter_context(connected(config.cluster, address, own=own_modules(config)))
+    stack.enter_context(stop.installed())
+    services = stack.enter_context(contextlib.closing(
+        Services(config, space, splits, preprocessing, store, local=False, check=stop.check)))
+    metrics = stack.enter_context(contextlib.closing(RunMetrics(store.path, store.name)))
+    return RunContext(config, store, space, splits, preprocessing, services, progress, stop, metrics)
+
+
+def check_budgets(store: RunStore, goal: Goal, budgets_ms: Sequence[float], console: Console) -> None:
+    """BudgetError for a budget below the fastest network measured; a note for one above the slowest."""
+    for budget_ms in budgets_ms:
+        for label, allowed_ms in goal.budgets_at(budget_ms).items():
+            state = target_state(store, label)
+            fastest, slowest = state["fastest_ms"], state["slowest_ms"]
+            if allowed_ms < fastest:
+                raise BudgetError(f"budget {allowed_ms:.4g} ms is below the fastest architecture of run {store.name} "
+                                  f"on {label}; the reachable range is {fastest:.4g} to {slowest:.4g} ms")
+        if budget_ms > slowest_ms(store, goal):
+            console.print(above_slowest(budget_ms, slowest_ms(store, goal), goal.label), highlight=False,
+                          soft_wrap=True)
+
+
+def check_finished(store: RunStore) -> None:
+    stage = store.state().get("stage")
+    if stage != "done":
+        raise StoreError(f"run {store.name} is not finished (stage '{stage or 'measure'}'); finish it first with: "
+                         f"paretoray resume {store.name}")
+
+
+def write_run_report(name: str, runs: Path = Path("runs")) -> Path:
+    """report.html of a run in any state."""
+    store = RunStore.open(runs, name)
+    _, space = data_and_space(load_config(store.path / "config.yaml"))
+    return write_report(store.path, space)
+
+
+def run_rows(runs: Path = Path("runs")) -> list[dict[str, str]]:
+    """One row per run for `paretoray runs`."""
+    rows = []
+    for path in sorted(runs.glob("*/config.yaml"), key=lambda p: p.stat().st_mtime):
+        state_file = path.parent / "state.json"
+        state = read_json(state_file) if state_file.exists() else {}
+        store = RunStore(path.parent)
+        models = [entry for entry in delivered_entries(store, load_config(path)) if entry.feasible]
+        best = max((entry.test_accuracy or 0.0 for entry in models), default=None)
+        rows.append({"run": store.name, "stage": state.get("stage", "measure"), "trials": str(store.trials.rows),
+                     "models": str(len(models)), "best test accuracy": "" if best is None else f"{best:.4f}",
+                     "changed": time.strftime("%Y-%m-%d %H:%M", time.localtime(np.max(
+                         [file.stat().st_mtime for file in path.parent.iterdir()])))})
+    return rows

@@ -1,0 +1,119 @@
+"""Architectures retrained from scratch for the hand-over, where no supernet has weights for them ([S4 6.2]).
+
+Each is trained once per run, whatever budgets it is a finalist for and however often the run is resumed: finished
+weights are in checkpoints/retrained-ARCH.*, unfinished ones go on from their last epoch in checkpoints/retraining/.
+"""
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from actors.data import Preprocessing, Splits
+from actors.evaluator import share_correct
+from actors.remote import fetch
+from actors.rollout.trainer import retrained_weights, submit_retraining
+from orchestrator.config import Config
+from orchestrator.data.accuracy import Recipe
+from orchestrator.record.store import RunStore
+from orchestrator.run.context import POLL_S, RunContext, intact_state, load_state, save_state
+from orchestrator.run.recipes import proxy_settings
+from searchspaces.errors import ClusterError, EvaluationError
+from searchspaces.network import GraphNetwork
+from searchspaces.space import SearchSpace, Tokens
+
+log = logging.getLogger(__name__)
+Weights = Mapping[str, NDArray[Any]]
+ACCURACY = "accuracy"  # beside the tensors
+
+
+class Retrained:
+    """The retrained architectures of one run, on disk."""
+
+    def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
+                 store: RunStore) -> None:
+        self.space, self.splits, self.preprocessing = space, splits, preprocessing
+        self.settings = proxy_settings(config, config.delivery.retrain_epochs)
+        self.unfinished = str(store.path / "checkpoints" / "retraining")
+        self._store = store
+
+    def accuracy(self, tokens_T: Tokens) -> float | None:
+        """Validation accuracy; None while it is not retrained, or where its weights are damaged."""
+        state = self._intact(tokens_T)
+        return None if state is None else float(state[ACCURACY])
+
+    def weights(self, tokens_T: Tokens) -> Weights:
+        """State dict of the finished network; trained here and now if it is not there yet."""
+        if self._intact(tokens_T) is None:
+            self.save(tokens_T, retrained_weights(self.space, tokens_T, self.splits.train, self.preprocessing,
+                                                  self.settings, self.unfinished, torch.get_num_threads()))
+        state = load_state(self._store, self._name(tokens_T))
+        return {name: value.numpy() for name, value in state.items() if name != ACCURACY}
+
+    def save(self, tokens_T: Tokens, weights: Weights) -> None:
+        network = GraphNetwork(self.space.graph(tokens_T)).eval()
+        network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+        validation = self.preprocessing.prepare(self.splits.val)
+        accuracy = share_correct(network, torch.from_numpy(validation.images), torch.from_numpy(validation.labels))
+        save_state(self._store, self._name(tokens_T), {name: np.array(v) for name, v in weights.items()}
+                   | {ACCURACY: accuracy})
+        shutil.rmtree(Path(self.unfinished) / self.space.arch_id(tokens_T), ignore_errors=True)
+
+    def _intact(self, tokens_T: Tokens) -> dict[str, Any] | None:
+        return intact_state(self._store, self._name(tokens_T))
+
+    def _name(self, tokens_T: Tokens) -> str:
+        return f"retrained-{self.space.arch_id(tokens_T)}"
+
+
+def retrain_missing(run: RunContext, retrained: Retrained, tokens_NT: Tokens) -> Iterator[Tokens]:
+    """Retrains what is missing, several at once across the cluster; yields each architecture as it is finished. One
+    that diverges is left out with a warning."""
+    recipe = run.config.accuracy
+    assert isinstance(recipe, Recipe)
+    waiting = [row for row in tokens_NT if retrained.accuracy(row) is None]
+    if not waiting:
+        return
+    run.services.begin_training()
+    run.services.close_rollouts()  # their CPUs and GPUs are for the trainers now
+    gpus = run.services.trainer_gpus(recipe)
+    train = ray.put(run.splits.train)
+    pending: dict[ray.ObjectRef, Tokens] = {}
+    progress_s = time.monotonic()
+    try:
+        while waiting or pending:
+            run.stop.check()
+            while waiting and len(pending) < run.services.trainers(recipe):
+                row = waiting.pop(0)
+                pending[submit_retraining(run.space, row, train, run.preprocessing, retrained.settings,
+                                          retrained.unfinished, recipe.cpus, gpus)] = row
+            for reference in ray.wait(list(pending), timeout=POLL_S)[0]:
+                row, progress_s = pending.pop(reference), time.monotonic()
+                if _save(retrained, row, reference):
+                    yield row
+            if time.monotonic() - progress_s > run.config.delivery.retrain_time_out_s:
+                raise ClusterError(f"no retraining finished within {run.config.delivery.retrain_time_out_s:g} s "
+                                   "(delivery.retrain_time_out_s); raise it or lower delivery.retrain_epochs, then "
+                                   "resume the run")
+    finally:
+        for reference in pending:
+            ray.cancel(reference, force=True)
+
+
+def _save(retrained: Retrained, tokens_T: Tokens, reference: ray.ObjectRef) -> bool:
+    try:
+        retrained.save(tokens_T, fetch(reference))
+    except EvaluationError as error:
+        log.warning("retraining of %s failed (%s); it is not handed over", retrained.space.arch_id(tokens_T), error)
+        return False
+    return True
+
+

@@ -1,0 +1,168 @@
+"""One run from configuration to ONNX files: an explicit state machine over the stages in orchestrator/run/stages/.
+
+Each stage does what its recorded results lack, so entering it again after a crash is how a run resumes.
+"""
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+
+from rich.console import Console
+
+from actors.data import Preprocessing
+from actors.latency.worker import input_shape
+from actors.targets.catalogue import check_options
+from orchestrator.cluster.devices import local_devices
+from orchestrator.cluster.joining import connected, environment, is_local
+from orchestrator.cluster.ownmodules import own_modules
+from orchestrator.config import Config, dump_config, load_config
+from orchestrator.controllers.catalogue import check_controller_options
+from orchestrator.data.sources import check_accuracy
+from orchestrator.handover.delivered import Delivered, refuse_missed
+from orchestrator.interrupt import Interrupted, StopFlag
+from orchestrator.record.goals import target_state
+from orchestrator.record.metrics import RunMetrics
+from orchestrator.record.progress import Progress
+from orchestrator.record.store import RunStore
+from orchestrator.report.page import write_report
+from orchestrator.run.context import Leaders, RunContext, data_and_space
+from orchestrator.run.recipes import slots_needed
+from orchestrator.run.repair import repair
+from orchestrator.run.services import Services
+from orchestrator.run.stages.deliver import deliver, delivered_entries, final_rows
+from orchestrator.run.stages.explore import explore
+from orchestrator.run.stages.measure import measure
+from orchestrator.run.stages.train import train
+from orchestrator.run.warmstart import check_earlier, freeze_earlier, is_frozen
+from searchspaces.errors import BudgetError
+
+
+class Stage(Enum):
+    """MEASURE -> TRAIN -> SEARCH -> DELIVER -> DONE.
+
+    MEASURE needs no training, so a budget out of reach is refused in seconds. TRAIN is empty unless accuracies come
+    from a supernet. From any stage an error, a signal or a kill leaves the run at that stage; `paretoray resume` enters
+    it again.
+    """
+
+    MEASURE = "measure"
+    TRAIN = "train"
+    SEARCH = "search"
+    DELIVER = "deliver"
+    DONE = "done"
+
+
+STEPS: dict[Stage, Callable[[RunContext], None]] = {
+    Stage.MEASURE: measure, Stage.TRAIN: train, Stage.SEARCH: explore, Stage.DELIVER: deliver,
+}
+
+
+class Search:
+    """`Search(load_config("mine.yaml")).run()` from Python; the same object behind `paretoray search` and `resume`."""
+
+    def __init__(self, config: Config, *, runs: Path = Path("runs"), name: str | None = None,
+                 address: str | None = None, console: Console | None = None, resumed: RunStore | None = None) -> None:
+        """`resumed`: the existing run to go on with, see `resume`."""
+        self.config = config
+        self.runs = runs
+        self.address = address
+        self.console = console or Console()
+        self.stop = StopFlag()
+        self._splits, self._space = data_and_space(config)
+        check_accuracy(config.accuracy, self._space)
+        for target in config.targets:
+            check_options(target.name, target.options)
+        check_controller_options(config.controller.name, config.controller.options)
+        if resumed is None:
+            check_earlier(config, runs, self._space, self._splits)
+        self._open: Callable[[], RunStore] = lambda: resumed or RunStore.create(
+            runs, name or config.name or default_name(Path("run")), dump_config(config), environment())
+
+    @classmethod
+    def resume(cls, name: str, *, runs: Path = Path("runs"), address: str | None = None,
+               console: Console | None = None) -> Search:
+        """A search that goes on in the folder of an existing run, with that run's configuration."""
+        store = RunStore.open(runs, name)
+        return cls(load_config(store.path / "config.yaml"), runs=runs, address=address, console=console, resumed=store)
+
+    def run(self) -> list[Delivered]:
+        """Runs the stages that are left; returns what was handed over, one entry per budget.
+
+        Raises BudgetError at the end, after everything is written, if a budget of the user's got no model;
+        ParetorayError for what a user can repair and Interrupted after Ctrl-C or SIGTERM: then the console says how to
+        resume.
+        """
+        store: RunStore | None = None
+        try:
+            slots, devices = slots_needed(self.config), local_devices(self.config, self.address)
+            with connected(self.config.cluster, self.address, slots, devices, own_modules(self.config)), \
+                    self.stop.installed():
+                opened = self._open()
+                opened.lock()
+                store = opened      # from here on there is something to resume
+                return self._run(store)
+        except BaseException as error:
+            # A budget that nobody can meet is refused again, however often the run is resumed.
+            if store is not None and _reached(store) is not Stage.DONE and not isinstance(error, BudgetError):
+                self._say_how_to_resume(store, error)
+            raise
+
+    def _run(self, store: RunStore) -> list[Delivered]:
+        preprocessing = Preprocessing.fit(self._splits.train, input_shape(self._space)[1])
+        store.update_state(dataset=self._splits.name, classes=list(self._splits.classes),
+                           channels=self._splits.channels)
+        notes: list[str] = []
+        if not is_frozen(store, self.config):
+            notes = freeze_earlier(store, check_earlier(self.config, self.runs, self._space, self._splits), self.config,
+                                   self._space)
+        with contextlib.ExitStack() as stack:
+            services = stack.enter_context(contextlib.closing(
+                Services(self.config, self._space, self._splits, preprocessing, store, is_local(self.address),
+                         self.stop.check)))
+            metrics = stack.enter_context(contextlib.closing(
+                RunMetrics(store.path, store.name, target_state(store, self.config.labels[0]).get("slowest_ms"))))
+            progress = stack.enter_context(Progress(self.console, title=f"paretoray {store.name}"))
+            context = RunContext(self.config, store, self._space, self._splits, preprocessing, services, progress,
+                                 self.stop, metrics, Leaders())
+            for note in notes:
+                progress.note(note)
+            repair(context)
+            for stage, step in STEPS.items():
+                if _reached(store) is stage:
+                    metrics.stage(stage.value)
+                    store.event("stage", stage=stage.value)
+                    step(context)
+                    store.update_state(stage=_next(stage).value)
+            metrics.stage(Stage.DONE.value)
+        entries = delivered_entries(store, self.config)
+        progress.final_table(final_rows(entries))
+        self.console.print(f"report: {write_report(store.path, self._space)}", highlight=False, soft_wrap=True)
+        refuse_missed([entry for entry in entries if self._asked_for(entry)])
+        return entries
+
+    def _asked_for(self, entry: Delivered) -> bool:
+        """Is this budget the user's, or one that was spread over what the device reaches?"""
+        labels = self.config.labels
+        label = entry.target if entry.target in labels else labels[0]
+        return entry.budget_ms in self.config.budgets.of(label).values_ms
+
+    def _say_how_to_resume(self, store: RunStore, error: BaseException) -> None:
+        what = "stopped" if isinstance(error, Interrupted | KeyboardInterrupt) else "ended with an error"
+        self.console.print(f"run {store.name} {what} in stage '{_reached(store).value}'; everything recorded is kept, "
+                           f"go on with: paretoray resume {store.name}", highlight=False, soft_wrap=True)
+
+
+def _reached(store: RunStore) -> Stage:
+    return Stage(store.state().get("stage", Stage.MEASURE.value))
+
+
+def _next(stage: Stage) -> Stage:
+    order = list(Stage)
+    return order[order.index(stage) + 1]
+
+
+def default_name(config: Path) -> str:
+    return f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"

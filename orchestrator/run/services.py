@@ -1,0 +1,242 @@
+"""The services of one run, started when a stage first needs them and closed together.
+
+On one machine the stages take turns, so measuring is never disturbed by training: each service idles outside its
+stage. Where GPUs are measured that are trained on too, the services whose turn it is not are closed, because a GPU is
+measured by whoever has it alone. The supernet's weights travel once per node: the driver puts them into the object
+store, rollout workers map them. The driver owns that object, because what an actor owns dies with it.
+"""
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+
+from actors.data import Preprocessing, Splits, calibration_images
+from actors.evaluator import Evaluator, SupernetEvaluatorFactory
+from actors.knowledge.pool import KnowledgeService
+from actors.knowledge.rules import GateSettings
+from actors.latency.pool import LatencyPool, LatencyPoolSettings
+from actors.rollout.pool import PoolSettings, RolloutPool
+from actors.rollout.trainer import ProxyEvaluatorFactory
+from actors.supernet.actor import SupernetService
+from actors.targets.target import Claim
+from orchestrator.cluster.gpus import PER_GPU, GpuOffer, places, rollout_share, supernet_share, trainer_share
+from orchestrator.cluster.joining import device_claims, total_cpus, usable_cores
+from orchestrator.config import Config
+from orchestrator.controllers.controller import Proposal
+from orchestrator.data.accuracy import Recipe, TableAccuracy, TrainingAccuracy
+from orchestrator.data.sources import read_table
+from orchestrator.record.goals import target_state
+from orchestrator.record.store import RunStore
+from orchestrator.run.recipes import controller_cpus, knowledge_folder, proxy_settings, supernet_settings
+from searchspaces.space import SearchSpace
+
+KNOWLEDGE_TIME_OUT_S = 30.0
+
+
+class Services:
+    """Latency pool, supernet actor, knowledge pool and rollout pool; Ray must be initialised. `local`: Ray was started
+    for this run. `check` is called during long waits and raises when the run has to stop."""
+
+    def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
+                 store: RunStore, local: bool, check: Callable[[], None] = lambda: None) -> None:
+        self._config, self._space, self._splits, self._store = config, space, splits, store
+        self._preprocessing = preprocessing
+        self._local, self._check = local, check
+        self._latency: dict[str, tuple[LatencyPool, list[Claim]]] = {}
+        self._supernet: SupernetService | None = None
+        self._rollouts: RolloutPool | None = None
+        self._knowledge: KnowledgeService | None = None
+
+    def latency(self, label: str) -> LatencyPool:
+        """The queue in front of a target's devices. Pools that hold the same device take turns, and measuring and
+        training take turns on GPUs: the others end."""
+        if label not in self._latency:
+            target = next(plugin for plugin in self._config.targets if plugin.label == label)
+            devices = device_claims(target.name, target.options)
+            for other in [name for name, (_, held) in self._latency.items() if _overlap(devices, held)]:
+                self._latency.pop(other)[0].close()
+            if _on_gpus(devices) and self._trains_on_gpus():
+                self._end_training()
+            pool = LatencyPool(self._space, target.name, target.options, devices=devices,
+                               settings=LatencyPoolSettings(time_out_s=self._config.latency.time_out_s),
+                               reference_ms=target_state(self._store, label).get("reference_ms"))
+            self._latency[label] = (pool, devices)
+        return self._latency[label][0]
+
+    def supernet(self) -> Any:
+        """Handle of the actor that owns the shared weights. It resumes from its newest checkpoint by itself. Ask for it
+        again after measuring."""
+        return self._supernet_service().actor
+
+    def rollouts(self) -> RolloutPool:
+        """Workers that evaluate architectures, by the configured source of accuracies."""
+        self.begin_training()
+        if self._rollouts is None:
+            search, accuracy = self._config.search, self._config.accuracy
+            if accuracy.source == "supernet":
+                self._supernet_service()  # first: on a full cluster fewer workers will do, no supernet will not
+            settings = PoolSettings(workers=self._rollout_count(), num_gpus=self._rollout_gpus(),
+                                    call_time_out_s=search.time_out_s)
+            if isinstance(accuracy, TrainingAccuracy):
+                settings = replace(settings, workers=self.trainers(accuracy), num_cpus=accuracy.cpus,
+                                   num_gpus=self.trainer_gpus(accuracy))
+            self._rollouts = RolloutPool(self._evaluator_factory(), settings, name=f"rollout-{self._store.name}")
+            if accuracy.source == "supernet":
+                self._rollouts.set_weights(*self._supernet_service().publish(
+                    version=self._store.state()["weights_version"]))
+        return self._rollouts
+
+    def begin_batches(self, proposals: Sequence[Proposal]) -> None:
+        """The trainings of a batch belong together: all of them start warm, or none. To be called before they are
+        submitted, and waited for: they may ask for their start at once."""
+        batches = {p.batch: [q.tokens for q in proposals if q.batch == p.batch]
+                   for p in proposals if p.batch is not None}
+        if self._knowledge is not None and batches:
+            begun = [self._knowledge.actor.begin_batch.remote(batch, np.stack(rows)) for batch, rows in batches.items()]
+            with contextlib.suppress(RayError):  # without its answer trainings start cold
+                ray.get(begun, timeout=KNOWLEDGE_TIME_OUT_S)
+
+    def knowledge_statistics(self) -> dict[str, float]:
+        """What the knowledge pool says of itself; {} without one, or where it does not answer."""
+        with contextlib.suppress(RayError):
+            if self._knowledge is not None:
+                return dict(ray.get(self._knowledge.actor.statistics.remote(), timeout=KNOWLEDGE_TIME_OUT_S))
+        return {}
+
+    def close_rollouts(self) -> None:
+        """Frees what the rollout workers hold; `rollouts` starts new ones."""
+        if self._rollouts is not None:
+            self._rollouts.close()
+            self._rollouts = None
+
+    def trainers(self, recipe: Recipe) -> int:
+        """How many architectures are trained at once."""
+        if recipe.workers != "auto":
+            return recipe.workers
+        by_cpu, gpus = self._trainers_by_cpu(recipe), self.trainer_gpus(recipe)
+        return max(1, min(by_cpu, places(gpus, _offer())) if gpus else by_cpu)
+
+    def trainer_gpus(self, recipe: Recipe) -> float:
+        """GPUs of each of them."""
+        by_cpu = self._trainers_by_cpu(recipe) if recipe.workers == "auto" else recipe.workers
+        return trainer_share(recipe.gpus, by_cpu, _offer())
+
+    def begin_training(self) -> None:
+        """Frees GPUs that are measured on, if they are to be trained on too."""
+        if self._trains_on_gpus():
+            for label in [label for label, (_, devices) in self._latency.items() if _on_gpus(devices)]:
+                self._latency.pop(label)[0].close()
+
+    def close(self) -> None:
+        for pool, _ in self._latency.values():
+            with contextlib.suppress(Exception):
+                pool.close()
+        self.close_rollouts()
+        for service in (self._supernet, self._knowledge):
+            if service is not None:
+                service.close()
+
+    def _end_training(self) -> None:
+        self.close_rollouts()
+        if self._supernet is not None:
+            self._supernet.close()
+            self._supernet = None
+
+    def _trains_on_gpus(self) -> bool:
+        accuracy = self._config.accuracy
+        if isinstance(accuracy, Recipe):
+            return accuracy.gpus != 0
+        return self._config.supernet.gpus != 0 or self._config.search.gpus != 0
+
+    def _supernet_service(self) -> SupernetService:
+        self.begin_training()
+        if self._supernet is None:
+            settings = replace(supernet_settings(self._config), num_gpus=self._supernet_gpus())
+            self._supernet = SupernetService(
+                self._space, self._splits.train, self._preprocessing, settings, self._store.path / "checkpoints",
+                name=f"supernet-{self._store.name}", check=self._check)
+        return self._supernet
+
+    def _evaluator_factory(self) -> Callable[[], Evaluator]:
+        accuracy = self._config.accuracy
+        if isinstance(accuracy, TableAccuracy):
+            return read_table(accuracy, self._space)
+        if isinstance(accuracy, TrainingAccuracy):
+            return self._trainer(accuracy)
+        return self._supernet_evaluators()
+
+    def _trainer(self, accuracy: TrainingAccuracy) -> ProxyEvaluatorFactory:
+        if self._knowledge is None and accuracy.knowledge != "off":
+            self._knowledge = KnowledgeService(
+                knowledge_folder(accuracy, self._store), self._space, accuracy.epochs,
+                accuracy.knowledge_mb, self._store.path / "checkpoints" / "knowledge.json",
+                f"knowledge-{self._store.name}", GateSettings(accuracy.knowledge_window, accuracy.knowledge_hits))
+        return ProxyEvaluatorFactory(
+            self._space, ray.put(self._splits.train), self._preprocessing,
+            ray.put(self._preprocessing.prepare(self._splits.val)), proxy_settings(self._config, accuracy.epochs),
+            str(self._store.path / "checkpoints" / "proxy"),
+            None if self._knowledge is None else self._knowledge.actor)
+
+    def _supernet_evaluators(self) -> SupernetEvaluatorFactory:
+        search = self._config.search
+        validation = self._splits.val
+        if search.validation_images and search.validation_images < len(validation):
+            validation = calibration_images(validation, search.validation_images, self._config.seed)
+        calibration = calibration_images(self._splits.train, search.calibration_images, self._config.seed)
+        prepare = self._preprocessing.prepare
+        return SupernetEvaluatorFactory(self._space, ray.put(prepare(validation)), ray.put(prepare(calibration)))
+
+    def _rollout_count(self) -> int:
+        asked = self._config.search.rollouts
+        if asked == "auto" and self._config.accuracy.source == "table":
+            return 1  # looking up is no work
+        if asked != "auto":
+            return asked
+        gpus = _offer().total if self._config.search.gpus == "auto" else 0.0
+        return min(self._spare_cpus(), PER_GPU * math.ceil(gpus)) if gpus else self._spare_cpus()
+
+    def _rollout_gpus(self) -> float:
+        if self._config.accuracy.source != "supernet":
+            return 0.0
+        taken = self._supernet_gpus() * self._config.supernet.workers
+        return rollout_share(self._config.search.gpus, self._rollout_count(), taken, _offer())
+
+    def _supernet_gpus(self) -> float:
+        supernet = self._config.supernet
+        return supernet_share(supernet.gpus, supernet.workers, self._config.search.gpus, _offer())
+
+    def _trainers_by_cpu(self, recipe: Recipe) -> int:
+        cluster = total_cpus() - 1 - controller_cpus(self._config)
+        return max(1, (usable_cores() if self._local else cluster) // recipe.cpus)
+
+    def _spare_cpus(self) -> int:
+        if self._local:
+            return usable_cores()  # the other services idle during the search
+        supernet = self._config.supernet
+        return max(1, total_cpus() - supernet.cpus * supernet.workers - controller_cpus(self._config) - 1)
+
+
+def _on_gpus(devices: Sequence[Claim]) -> bool:
+    return any("num_gpus" in claim.actor for claim in devices)
+
+
+def _overlap(wanted: Sequence[Claim], held: Sequence[Claim]) -> bool:
+    """Do they ask for a device in common? Whole GPUs may be different ones, but only Ray knows: they count as one."""
+    def names(claims: Sequence[Claim]) -> set[str]:
+        pinned = [claim.actor for claim in claims]
+        return ({name for actor in pinned for name in actor.get("resources", {})}
+                | {"GPU" for actor in pinned if actor.get("num_gpus")}
+                | {"driver's node" for actor in pinned if "scheduling_strategy" in actor})
+
+    return bool(names(wanted) & names(held))
+
+
+def _offer() -> GpuOffer:
+    return GpuOffer.of_nodes(ray.nodes())

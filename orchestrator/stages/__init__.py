@@ -1,1 +1,0 @@
-"""The stages of a run, one file each, in the order of the state machine in orchestrator/search.py."""

@@ -1,0 +1,1 @@
+"""MnasNet's block-level space (FNAS)."""

@@ -1,0 +1,1 @@
+"""Elastic MobileNetV3, the space of once-for-all (PNAG)."""

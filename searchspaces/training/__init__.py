@@ -1,0 +1,1 @@
+"""How the shared weights of a supernet are trained."""

@@ -1,0 +1,184 @@
+"""The run folder survives crashes, damage and a full disk."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.record.store import RunStore, Trial, write_text
+from searchspaces.errors import StoreError
+
+TRIAL = Trial(0, "abc", (0, 1, 2), "space", "random", 0.5, "supernet", 3, 1.5, "predicted", "cpu-1", 10, 20, None, None,
+              7, 1.0, 0.1, "node", "")
+
+
+def make_store(root: Path, name: str = "run") -> RunStore:
+    return RunStore.create(root, name, "seed: 0\n", {"python": "3"})
+
+
+def trials(first: int, count: int) -> list[Trial]:
+    return [replace(TRIAL, sequence=first + i, accuracy=None if i == 1 else i / 10) for i in range(count)]
+
+
+def test_trials_survive_in_order(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.append_trials(trials(0, 3))
+    store.append_trials([])
+    store.append_trials(trials(3, 2))
+    reopened = RunStore.open(tmp_path, "run")
+    assert reopened.read_trials() == trials(0, 3) + trials(3, 2)
+    assert reopened.trials.rows == 5
+    assert len(list((store.path / "trials").iterdir())) == 2
+
+
+@pytest.mark.parametrize("position", [4, -200, 0.5])
+def test_damaged_part_is_set_aside_and_the_rest_kept(tmp_path: Path, position: float,
+                                                     caplog: pytest.LogCaptureFixture) -> None:
+    store = make_store(tmp_path)
+    for start in (0, 3, 6):
+        store.append_trials(trials(start, 3))
+    part = store.path / "trials" / "part-000000003.parquet"
+    data = bytearray(part.read_bytes())
+    at = int(len(data) * position) if isinstance(position, float) else position
+    data[at:at + 40] = os.urandom(40)
+    part.write_bytes(data)
+    reopened = RunStore.open(tmp_path, "run")
+    assert [t.sequence for t in reopened.read_trials()] == [0, 1, 2, 6, 7, 8]
+    assert reopened.trials.damaged == ["part-000000003.parquet"]
+    assert "is damaged" in caplog.text
+    assert (part.parent / "part-000000003.parquet.damaged").exists()
+    reopened.append_trials(trials(9, 1))
+    assert [t.sequence for t in RunStore.open(tmp_path, "run").read_trials()][-1] == 9
+
+
+def test_trials_of_an_earlier_version_lack_what_was_added_since(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path, "run", "", {})
+    store.append_trials([replace(TRIAL, details="{}")])
+    part = store.path / "trials" / "part-000000000.parquet"
+    pq.write_table(pq.read_table(part).drop_columns(["details"]), part)
+    assert RunStore(store.path).read_trials() == [TRIAL]
+    pq.write_table(pq.read_table(part).drop_columns(["reward"]), part)
+    assert RunStore(store.path).trials.damaged == [part.name]
+
+
+def test_only_the_driver_removes_what_a_killed_writer_began(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path, "run", "", {})
+    begun = store.path / "trials" / ".part-000000000.parquet.1.part"
+    begun.write_bytes(b"half")
+    reader = RunStore(store.path)
+    assert begun.exists() and reader.read_trials() == []
+    reader.lock()
+    assert not begun.exists()
+
+
+def test_damaged_last_part_is_not_overwritten(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.append_trials(trials(0, 2))
+    part = store.path / "trials" / "part-000000000.parquet"
+    part.write_bytes(b"PAR1 nonsense")
+    reopened = RunStore.open(tmp_path, "run")
+    reopened.append_trials(trials(5, 1))
+    assert sorted(p.name for p in part.parent.iterdir()) == ["part-000000000.parquet.damaged", "part-000000001.parquet"]
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "a/b", "a..b", "", ".hidden", "x" * 101])
+def test_hostile_run_names_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StoreError, match="not a usable run name"):
+        make_store(tmp_path, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_name_is_refused_and_untouched(tmp_path: Path) -> None:
+    make_store(tmp_path).append_trials(trials(0, 1))
+    with pytest.raises(StoreError, match="exists already.*paretoray resume run"):
+        make_store(tmp_path)
+    assert RunStore.open(tmp_path, "run").trials.rows == 1
+
+
+def test_unknown_run_lists_the_known_ones(tmp_path: Path) -> None:
+    make_store(tmp_path, "one")
+    with pytest.raises(StoreError, match="known runs: one"):
+        RunStore.open(tmp_path, "two")
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from tests.orchestrator.record.test_store import StoreError, make_store, trials
+store = make_store(Path(sys.argv[1]))
+store.append_trials(trials(0, 3))
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))  # SIGXFSZ is ignored by Python: writing fails with EFBIG
+for write in (lambda: store.append_trials(trials(3, 3000)), lambda: store.update_state(note="x" * 9001),
+              lambda: store.event("note", text="x" * 9001)):
+    try:
+        write()
+    except StoreError as error:
+        print(error)
+store.append_trials(trials(3, 1))
+"""
+
+
+def test_full_disk_keeps_what_was_recorded(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], cwd=Path(__file__).parents[3], timeout=120,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    messages = done.stdout.splitlines()
+    assert len(messages) == 3 and all("resume" in message for message in messages), done.stdout
+    assert "the disk is full while writing" in messages[0] and "part-000000003.parquet" in messages[0]
+    store = RunStore.open(tmp_path, "run")
+    assert store.read_trials() == trials(0, 3) + trials(3, 1), "and what fits again is taken again"
+    assert store.state() == {} and not list((store.path / "trials").glob(".*"))
+
+
+def test_kill_while_appending_loses_nothing_written(tmp_path: Path) -> None:
+    """A writer killed with SIGKILL at a random moment: a prefix of its trials is there, whole and in order."""
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from pathlib import Path
+from tests.orchestrator.record.test_store import make_store, trials
+store = make_store(Path({str(tmp_path)!r}))
+for i in range(100000):
+    store.append_trials(trials(i, 1))
+    print(i, flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    acknowledged = [int(process.stdout.readline()) for _ in range(20)]
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    acknowledged += [int(line) for line in process.stdout.read().split()]
+    process.wait()
+    kept = [t.sequence for t in RunStore.open(tmp_path, "run").read_trials()]
+    assert kept == list(range(len(kept)))
+    assert len(kept) >= len(acknowledged)
+
+
+def test_two_drivers_are_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.lock()
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from pathlib import Path
+from orchestrator.record.store import RunStore
+RunStore.open(Path({str(tmp_path)!r}), "run").lock()
+"""
+    second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert second.returncode != 0
+    assert "being driven by another process" in second.stderr
+
+
+def test_state_and_events(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.update_state(stage="measure")
+    store.update_state(budgets_ms=[1.0])
+    assert RunStore.open(tmp_path, "run").state() == {"stage": "measure", "budgets_ms": [1.0]}
+    write_text(store.path / "state.json", "{")
+    with pytest.raises(StoreError, match="damaged"):
+        store.state()
