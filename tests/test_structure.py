@@ -1,4 +1,4 @@
-"""The house: imports point one way, no cycles, every module small enough to read."""
+"""The house: its plan, and that every import keeps to it."""
 from __future__ import annotations
 
 import ast
@@ -7,56 +7,105 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = {"searchspaces": 0, "actors": 1, "orchestrator": 2}
-MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+PACKAGES = ("searchspaces", "actors", "orchestrator")
+
+# The plan, from the ground up. A room is a folder, or a single file that stands apart from its folder's others. A file
+# may import from its own room and from rooms on floors below it, never from its own floor's other rooms, never from
+# above.
+PLAN: tuple[tuple[str, ...], ...] = (
+    # what can be built
+    ("searchspaces",),                                        # contracts and shared parts
+    ("searchspaces/mnas", "searchspaces/mobilenetv3", "searchspaces/nasbench201", "searchspaces/training"),
+    ("searchspaces/catalogue.py",),                           # the spaces by name
+    # what lives on another process and holds something
+    ("actors",),                                              # data, devices, the evaluator contract
+    ("actors/targets", "actors/knowledge", "actors/supernet"),
+    ("actors/targets/android", "actors/targets/cuda", "actors/rollout"),
+    ("actors/targets/catalogue.py",),                         # the targets by name
+    ("actors/latency",),
+    # who decides
+    ("orchestrator/frontier.py", "orchestrator/interrupt.py", "orchestrator/data"),
+    ("orchestrator/config.py", "orchestrator/controllers"),
+    ("orchestrator/record", "orchestrator/prediction", "orchestrator/controllers/baselines"),
+    ("orchestrator/controllers/pnag", "orchestrator/controllers/fnas", "orchestrator/cluster"),
+    ("orchestrator/handover", "orchestrator/report"),
+    ("orchestrator/services",),                               # what the stages of a run share
+    ("orchestrator/run/stages",),
+    ("orchestrator/run", "orchestrator/latencytables"),
+    ("orchestrator",),                                        # the command line
+)
+FLOORS = {room: floor for floor, rooms in enumerate(PLAN) for room in rooms}
+FACES = {"orchestrator/__init__.py"}                          # hands names on, imports them when asked
+FILES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+def room_of(file: str) -> str:
+    return file if file in FLOORS else file.rpartition("/")[0]
 
 
-def imported(path: Path, top_level_only: bool = False) -> set[str]:
-    """Modules of this project that a file imports (imports under TYPE_CHECKING do not run)."""
-    tree = ast.parse(path.read_text())
+def imported(file: str) -> set[str]:
+    """Files of this project that a file imports, wherever in it (imports under TYPE_CHECKING do not run)."""
+    tree = ast.parse((ROOT / file).read_text())
     guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.If) and "TYPE_CHECKING" in
                ast.dump(block.test) for node in ast.walk(block)}
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
     names: set[str] = set()
-    for node in nodes:
+    for node in ast.walk(tree):
         if id(node) in guarded:
             continue
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-    return {name for name in names if name.split(".")[0] in LAYERS}
+    return {found for name in names if (found := f"{name.replace('.', '/')}.py") in set(FILES)}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_imports_point_down(path: Path) -> None:
-    layer = LAYERS[module_name(path).split(".")[0]]
-    upward = sorted(name for name in imported(path) if LAYERS[name.split(".")[0]] > layer)
-    assert not upward, f"{module_name(path)} imports upward: {upward}"
+def test_every_file_has_a_room_in_the_plan() -> None:
+    homeless = {room_of(file) for file in FILES} - set(FLOORS)
+    assert not homeless, f"{sorted(homeless)} are not in PLAN; give each a floor above what it imports"
+    empty = set(FLOORS) - {room_of(file) for file in FILES}
+    assert not empty, f"PLAN has {sorted(empty)}, which hold no file"
 
 
-def test_searchspaces_know_no_ray_and_actors_no_pydantic_models() -> None:
-    for path in MODULES:
-        if module_name(path).startswith("searchspaces"):
-            assert "import ray" not in path.read_text(), f"{path} imports ray"
+@pytest.mark.parametrize("file", FILES)
+def test_imports_point_down(file: str) -> None:
+    if file in FACES:
+        return
+    here = room_of(file)
+    wrong = sorted(other for other in imported(file)
+                   if (there := room_of(other)) != here and FLOORS[there] >= FLOORS[here])
+    assert not wrong, f"{file} is in {here} on floor {FLOORS[here]} and imports {wrong}; imports point down only"
 
 
-def test_no_import_cycles() -> None:
-    names = {module_name(path) for path in MODULES}
-    graph = {module_name(path): imported(path, top_level_only=True) & names for path in MODULES}
+def test_no_file_imports_one_that_imports_it_back_however_far() -> None:
+    graph = {file: imported(file) - FACES for file in FILES}
     done: set[str] = set()
 
-    def visit(name: str, trail: tuple[str, ...]) -> None:
-        assert name not in trail, f"import cycle: {' -> '.join((*trail, name))}"
-        if name not in done:
-            for target in graph[name]:
-                visit(target, (*trail, name))
-            done.add(name)
+    def visit(file: str, trail: tuple[str, ...]) -> None:
+        assert file not in trail, f"import circle: {' -> '.join((*trail, file))}"
+        if file not in done:
+            for other in graph[file]:
+                visit(other, (*trail, file))
+            done.add(file)
 
-    for name in graph:
-        visit(name, ())
-    assert done == set(graph)
+    for file in FILES:
+        visit(file, ())
+    assert done == set(FILES)
+
+
+def test_a_folder_is_small_enough_to_take_in_at_a_glance() -> None:
+    crowded = {folder: count for folder in {file.rpartition("/")[0] for file in FILES}
+               if (count := len([path for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py"])) > 14}
+    assert not crowded, f"{crowded}: more than a dozen files or so hide what the folder is for"
+
+
+def test_searchspaces_know_no_ray() -> None:
+    for file in FILES:
+        if file.startswith("searchspaces"):
+            assert "import ray" not in (ROOT / file).read_text(), f"{file} imports ray"
+
+
+def test_tests_mirror_the_folders() -> None:
+    folders = {file.rpartition("/")[0] for file in FILES}
+    strangers = [path.parent.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")
+                 if path.parent != ROOT / "tests" and path.parent.relative_to(ROOT / "tests").as_posix() not in folders]
+    assert not strangers, f"tests/{strangers} test no folder of that name"

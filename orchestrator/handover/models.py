@@ -44,7 +44,7 @@ NAME_DIGITS = 8  # of the architecture's id in file names
 
 
 class Workbench(Protocol):
-    """What a hand-over needs from the cluster, or from this process (orchestrator/run/workbench.py has both)."""
+    """What a hand-over needs from the cluster, or from this process (orchestrator/services/workbench.py has both)."""
 
     def latencies_ms(self, target: str, tokens_NT: Tokens) -> list[float | None]:
         """Measured on the target with this label; None where measuring failed."""

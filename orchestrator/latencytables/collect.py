@@ -40,8 +40,8 @@ from orchestrator.config import Config
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.record.records import latency_row
 from orchestrator.record.store import LATENCY_SCHEMA, write_atomically
-from orchestrator.run.context import data_and_space
 from orchestrator.run.stages.measure import spread_sample
+from orchestrator.services.context import data_and_space
 from searchspaces.errors import ConfigError, StoreError
 from searchspaces.space import SearchSpace, Tokens
 

@@ -1,1 +1,1 @@
-"""One search from configuration to models: the state machine, its stages and its services."""
+"""One search from configuration to models: the state machine, its stages, and what comes after a run."""

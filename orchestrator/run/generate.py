@@ -22,8 +22,6 @@ from orchestrator.record.metrics import RunMetrics
 from orchestrator.record.progress import Progress
 from orchestrator.record.store import RunStore, read_json
 from orchestrator.report.page import write_report
-from orchestrator.run.context import RunContext, data_and_space
-from orchestrator.run.services import Services
 from orchestrator.run.stages.deliver import (
     delivered_entries,
     fallbacks,
@@ -34,7 +32,9 @@ from orchestrator.run.stages.deliver import (
     slowest_ms,
 )
 from orchestrator.run.stages.measure import above_slowest
-from orchestrator.run.workbench import cluster_bench, local_bench
+from orchestrator.services.context import RunContext, data_and_space
+from orchestrator.services.services import Services
+from orchestrator.services.workbench import cluster_bench, local_bench
 from searchspaces.errors import BudgetError, StoreError
 from searchspaces.space import SearchSpace
 

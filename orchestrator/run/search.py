@@ -28,15 +28,15 @@ from orchestrator.record.metrics import RunMetrics
 from orchestrator.record.progress import Progress
 from orchestrator.record.store import RunStore
 from orchestrator.report.page import write_report
-from orchestrator.run.context import Leaders, RunContext, data_and_space
-from orchestrator.run.recipes import slots_needed
 from orchestrator.run.repair import repair
-from orchestrator.run.services import Services
 from orchestrator.run.stages.deliver import deliver, delivered_entries, final_rows
 from orchestrator.run.stages.explore import explore
 from orchestrator.run.stages.measure import measure
 from orchestrator.run.stages.train import train
-from orchestrator.run.warmstart import check_earlier, freeze_earlier, is_frozen
+from orchestrator.services.context import Leaders, RunContext, data_and_space
+from orchestrator.services.recipes import slots_needed
+from orchestrator.services.services import Services
+from orchestrator.services.warmstart import check_earlier, freeze_earlier, is_frozen
 from searchspaces.errors import BudgetError
 
 

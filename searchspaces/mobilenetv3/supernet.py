@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from searchspaces.blocks import ElasticDepthwise, ElasticMBConv, batch_norm
 from searchspaces.graph import make_divisible, tensor_shapes
-from searchspaces.mobilenetv3.space import (
+from searchspaces.mobilenetv3.skeleton import (
     DEPTHS,
     FINAL_CHANNELS,
     HEAD_CHANNELS,
@@ -18,7 +18,7 @@ from searchspaces.mobilenetv3.space import (
     UNIT_LAYERS,
     UNIT_TOKENS,
     UNITS,
-    MobileNetV3,
+    MobileNetV3Skeleton,
 )
 from searchspaces.network import BatchNorm, GraphNetwork, initialise, resize
 from searchspaces.space import Tokens
@@ -29,9 +29,9 @@ class MobileNetV3Supernet(Supernet):
     """See `Supernet`. Starts with the largest architecture active. `dropout` (0 unless set) acts before the classifier
     while training, as in specification 2.1."""
 
-    def __init__(self, space: MobileNetV3) -> None:
+    def __init__(self, space: MobileNetV3Skeleton) -> None:
         super().__init__()
-        self.space: MobileNetV3 = space
+        self.space: MobileNetV3Skeleton = space
         stem = space.stem_channels
         final, hidden = (make_divisible(channels * space.width) for channels in (FINAL_CHANNELS, HEAD_CHANNELS))
         self.stem = nn.ModuleDict({

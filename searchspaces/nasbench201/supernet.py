@@ -12,7 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from searchspaces.nasbench201.space import CONV1, CONV3, EDGES, NONE, OPERATIONS, POOL, SKIP, STAGES, NasBench201
+from searchspaces.nasbench201.skeleton import (
+    CONV1,
+    CONV3,
+    EDGES,
+    NONE,
+    OPERATIONS,
+    POOL,
+    SKIP,
+    STAGES,
+    NasBench201Skeleton,
+)
 from searchspaces.network import BatchNorm, GraphNetwork, initialise
 from searchspaces.space import Tokens
 from searchspaces.supernet import Supernet
@@ -74,9 +84,9 @@ class Cell(nn.Module):
 class NasBench201Supernet(Supernet):
     """See `Supernet`. Starts with 3x3 convolutions everywhere."""
 
-    def __init__(self, space: NasBench201) -> None:
+    def __init__(self, space: NasBench201Skeleton) -> None:
         super().__init__()
-        self.space: NasBench201 = space
+        self.space: NasBench201Skeleton = space
         width = space.width
         self.stem = _scope(space.channels, width, 3)
         for stage in range(STAGES):

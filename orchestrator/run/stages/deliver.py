@@ -14,8 +14,8 @@ from orchestrator.handover.models import HandOver
 from orchestrator.record.goals import Goal, goal_model, read_goals, target_state
 from orchestrator.record.progress import FinalRow
 from orchestrator.record.store import RunStore, read_json, write_json
-from orchestrator.run.context import RunContext, load_predictor, load_state, state_name
-from orchestrator.run.workbench import cluster_bench
+from orchestrator.services.context import RunContext, load_predictor, load_state, state_name
+from orchestrator.services.workbench import cluster_bench
 from searchspaces.space import SearchSpace, Tokens
 
 

@@ -16,11 +16,11 @@ from orchestrator.controllers.controller import Proposal, Task
 from orchestrator.record.goals import goal_model
 from orchestrator.record.progress import Best
 from orchestrator.record.store import Trial
-from orchestrator.run.batchlog import BatchLog
-from orchestrator.run.context import POLL_S, Leaders, RunContext, save_state, state_name
-from orchestrator.run.evaluation import record_trials
-from orchestrator.run.panel import Panel, nan_for_none
-from orchestrator.run.warmstart import earlier_runs, with_latencies
+from orchestrator.services.batchlog import BatchLog
+from orchestrator.services.context import POLL_S, Leaders, RunContext, save_state, state_name
+from orchestrator.services.evaluation import record_trials
+from orchestrator.services.panel import Panel, nan_for_none
+from orchestrator.services.warmstart import earlier_runs, with_latencies
 
 
 def explore(run: RunContext) -> None:

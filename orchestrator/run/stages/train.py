@@ -4,7 +4,7 @@ Where accuracies come from elsewhere there is nothing to train, and no supernet 
 """
 from __future__ import annotations
 
-from orchestrator.run.context import RunContext
+from orchestrator.services.context import RunContext
 
 
 def train(run: RunContext) -> None:

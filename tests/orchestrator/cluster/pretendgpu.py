@@ -28,9 +28,9 @@ from actors.targets.target import Claim
 from orchestrator.config import parse_config
 from orchestrator.data.accuracy import TrainingAccuracy
 from orchestrator.record.store import RunStore
-from orchestrator.run.context import data_and_space
 from orchestrator.run.search import Search
-from orchestrator.run.services import Services
+from orchestrator.services.context import data_and_space
+from orchestrator.services.services import Services
 from tests.actors.targets.cuda.fakegpu import FakeGpu
 
 CONFIG: dict[str, Any] = {

@@ -15,7 +15,7 @@ from orchestrator.controllers.conformance import SyntheticLatency, check_control
 from orchestrator.controllers.controller import EarlierRun, Observation, Task
 from orchestrator.controllers.fnas.batch import Sample
 from orchestrator.controllers.fnas.controller import Fnas
-from orchestrator.run.recipes import slots_needed
+from orchestrator.services.recipes import slots_needed
 from searchspaces.errors import ConfigError
 from searchspaces.nasbench201.space import NasBench201
 

@@ -23,10 +23,10 @@ from orchestrator.data.accuracy import TableAccuracy
 from orchestrator.data.datasets import DataSettings
 from orchestrator.data.sources import read_table
 from orchestrator.record.store import RunStore
-from orchestrator.run.context import data_and_space
 from orchestrator.run.generate import generate_models
 from orchestrator.run.search import Search
-from orchestrator.run.services import Services
+from orchestrator.services.context import data_and_space
+from orchestrator.services.services import Services
 from searchspaces.errors import ConfigError, DataError, ParetorayError, StoreError
 from searchspaces.mnas.space import MnasS16
 from searchspaces.nasbench201.space import NasBench201

@@ -23,7 +23,7 @@ from orchestrator.record.goals import (
     update_target_state,
 )
 from orchestrator.record.store import RunStore, Trial, write_json
-from orchestrator.run.panel import Panel
+from orchestrator.services.panel import Panel
 from searchspaces.errors import BudgetError, ConfigError, StoreError
 from searchspaces.nasbench201.space import NasBench201
 from searchspaces.space import Tokens

@@ -24,9 +24,9 @@ from orchestrator.data.accuracy import TrainingAccuracy
 from orchestrator.prediction.predictor import LatencyPredictor
 from orchestrator.record.goals import read_goals
 from orchestrator.record.store import RunStore, Trial
-from orchestrator.run.context import data_and_space, load_state
-from orchestrator.run.panel import observation
-from orchestrator.run.warmstart import earlier_runs, with_latencies
+from orchestrator.services.context import data_and_space, load_state
+from orchestrator.services.panel import observation
+from orchestrator.services.warmstart import earlier_runs, with_latencies
 from searchspaces.mnas.space import MnasS16
 from searchspaces.space import SearchSpace
 from tests.orchestrator.data.test_accuracy import cells_table, check_models

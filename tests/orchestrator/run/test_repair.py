@@ -14,8 +14,8 @@ from actors.data import Preprocessing
 from actors.latency.worker import input_shape
 from orchestrator.config import load_config
 from orchestrator.record.store import RunStore
-from orchestrator.run.context import data_and_space
-from orchestrator.run.retraining import Retrained
+from orchestrator.services.context import data_and_space
+from orchestrator.services.retraining import Retrained
 from tests.orchestrator.data.test_accuracy import PROXY, cells_table
 from tests.orchestrator.run.test_search import TINY, check_finished_run, finish, parts, start, when
 from tests.orchestrator.test_cli import paretoray

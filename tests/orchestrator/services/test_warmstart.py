@@ -19,7 +19,7 @@ from orchestrator.record.goals import Goal, target_state, update_target_state
 from orchestrator.record.store import RunStore, Trial, write_json, write_text
 from orchestrator.run.search import Search
 from orchestrator.run.stages.measure import with_known
-from orchestrator.run.warmstart import (
+from orchestrator.services.warmstart import (
     check_earlier,
     earlier_devices,
     earlier_latencies,

@@ -34,7 +34,7 @@ from orchestrator.data.accuracy import Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.data.sources import read_table
 from orchestrator.record.goals import target_state
 from orchestrator.record.store import RunStore
-from orchestrator.run.recipes import controller_cpus, knowledge_folder, proxy_settings, supernet_settings
+from orchestrator.services.recipes import controller_cpus, knowledge_folder, proxy_settings, supernet_settings
 from searchspaces.space import SearchSpace
 
 KNOWLEDGE_TIME_OUT_S = 30.0

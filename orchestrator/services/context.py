@@ -27,7 +27,7 @@ from orchestrator.record.goals import Goal, read_goals, target_state, trial_late
 from orchestrator.record.metrics import RunMetrics
 from orchestrator.record.progress import Progress
 from orchestrator.record.store import RunStore, Trial, write_atomically, write_json
-from orchestrator.run.services import Services
+from orchestrator.services.services import Services
 from searchspaces.catalogue import make_space
 from searchspaces.errors import StoreError
 from searchspaces.space import SearchSpace, Tokens

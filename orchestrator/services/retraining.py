@@ -24,8 +24,8 @@ from actors.rollout.trainer import retrained_weights, submit_retraining
 from orchestrator.config import Config
 from orchestrator.data.accuracy import Recipe
 from orchestrator.record.store import RunStore
-from orchestrator.run.context import POLL_S, RunContext, intact_state, load_state, save_state
-from orchestrator.run.recipes import proxy_settings
+from orchestrator.services.context import POLL_S, RunContext, intact_state, load_state, save_state
+from orchestrator.services.recipes import proxy_settings
 from searchspaces.errors import ClusterError, EvaluationError
 from searchspaces.network import GraphNetwork
 from searchspaces.space import SearchSpace, Tokens

@@ -23,10 +23,10 @@ from orchestrator.config import Config, DeliverySettings
 from orchestrator.handover.models import Workbench
 from orchestrator.record.goals import target_state
 from orchestrator.record.store import RunStore
-from orchestrator.run.context import RunContext, recorded_latencies
-from orchestrator.run.evaluation import evaluate_architectures, measure_architectures
-from orchestrator.run.recipes import supernet_settings
-from orchestrator.run.retraining import Retrained, retrain_missing
+from orchestrator.services.context import RunContext, recorded_latencies
+from orchestrator.services.evaluation import evaluate_architectures, measure_architectures
+from orchestrator.services.recipes import supernet_settings
+from orchestrator.services.retraining import Retrained, retrain_missing
 from searchspaces.errors import ParetorayError, TargetError
 from searchspaces.space import SearchSpace, Tokens
 

@@ -15,8 +15,8 @@ from orchestrator.controllers.controller import Proposal
 from orchestrator.record.goals import target_state
 from orchestrator.record.records import latency_row
 from orchestrator.record.store import Trial
-from orchestrator.run.context import POLL_S, RunContext, RunTarget
-from orchestrator.run.panel import Panel
+from orchestrator.services.context import POLL_S, RunContext, RunTarget
+from orchestrator.services.panel import Panel
 from searchspaces.errors import EvaluationError, TargetError
 from searchspaces.space import Tokens
 
