@@ -26,6 +26,7 @@ from orchestrator.report.figures import front_figure, hypervolume_figure, noise_
 from orchestrator.report.page import json_in_html, page_data, render, safe_link, write_report
 from searchspaces.mnas.space import MnasS16
 from searchspaces.nasbench201.space import NasBench201
+from tests.leftovers import mark
 from tests.orchestrator.example_run import (
     CONFIG,
     add_epochs,
@@ -66,7 +67,8 @@ def test_browser_of_the_system_or_of_playwright_or_what_to_install(tmp_path: Pat
     pytest.importorskip("playwright", reason="playwright is not installed; pip install -e '.[dev]'")
 
     def launch() -> str:
-        environment = {"PATH": str(tmp_path), "PLAYWRIGHT_BROWSERS_PATH": str(tmp_path)}
+        names = dict.fromkeys(("PATH", "PLAYWRIGHT_BROWSERS_PATH", "HOME", "TMPDIR"), str(tmp_path))
+        environment = names | mark()    # Playwright leaves a profile where it finds no browser
         done = subprocess.run([sys.executable, "-c", LAUNCH], cwd=ROOT, env=environment, capture_output=True, text=True,
                               timeout=120)
         assert done.returncode == 0, done.stderr
