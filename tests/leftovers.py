@@ -75,7 +75,15 @@ def _processes() -> list[psutil.Process]:
             found.add(process)
             with suppress(psutil.Error):
                 found |= set(process.children(recursive=True))
-    return psutil.wait_procs(found, timeout=PATIENCE_S)[1]
+    return [process for process in psutil.wait_procs(found, timeout=PATIENCE_S)[1] if not is_zombie(process)]
+
+
+def is_zombie(process: psutil.Process) -> bool:
+    """Ended, but its parent has not asked for its exit code."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True
 
 
 def _end(process: psutil.Process) -> str:

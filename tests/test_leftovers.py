@@ -8,6 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.leftovers import is_zombie
+
 ROOT = Path(__file__).parents[1]
 TIDY = """
 import tempfile
@@ -40,4 +42,4 @@ def test_what_is_left_is_named_and_ended(tmp_path: Path, monkeypatch: pytest.Mon
     assert untidy.returncode == 1 and "1 passed" in untidy.stdout, untidy.stdout + untidy.stderr
     assert f"process {sleeper}, sleep 600, started during test_it.py::test_untidy (call)\n" in untidy.stdout
     assert len(list(tmp_path.glob("paretoray-*/profile*"))) == 1 and "/profile" in untidy.stdout
-    assert not psutil.pid_exists(sleeper) or psutil.Process(sleeper).status() == psutil.STATUS_ZOMBIE
+    assert not psutil.pid_exists(sleeper) or is_zombie(psutil.Process(sleeper))

@@ -11,7 +11,18 @@ import pytest
 
 from orchestrator.record.goals import target_state
 from orchestrator.record.store import RunStore
-from tests.orchestrator.run.test_search import PATIENCE_S, ROOT, TINY, check_finished_run, command, finish, start
+from tests.orchestrator.run.test_search import (
+    PATIENCE_S,
+    ROOT,
+    TINY,
+    check_finished_run,
+    command,
+    finish,
+    parts,
+    stage,
+    start,
+    when,
+)
 
 
 def paretoray(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -20,13 +31,20 @@ def paretoray(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run of the real controller, to the end."""
+    """A small run of the real controller, killed in its search and resumed to the end."""
     folder = tmp_path_factory.mktemp("cli")
+    run, options = folder / "runs" / "tiny", ("--runs", str(folder / "runs"))
     (folder / "tiny.yaml").write_text(TINY.replace("controller: random", "controller: pnag"))
-    process = start("search", str(folder / "tiny.yaml"), "--name", "tiny", "--runs", str(folder / "runs"))
+    process = start("search", str(folder / "tiny.yaml"), "--name", "tiny", *options)
+    when(process, lambda: stage(run) == "search" and parts(run / "trials") >= 1)
+    process.kill()
+    process.wait()
+    recorded = RunStore(run).read_trials()
+    process = start("resume", "tiny", *options)
     output = finish(process)
     assert process.returncode == 0, output
-    return folder / "runs" / "tiny"
+    assert recorded and RunStore(run).read_trials()[:len(recorded)] == recorded
+    return run
 
 
 def test_finished_run(finished: Path) -> None:
