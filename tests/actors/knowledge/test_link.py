@@ -135,6 +135,7 @@ def services(ray_local: None) -> Iterator[list[KnowledgeService]]:
         service.close()
 
 
+@pytest.mark.slow
 def test_trainer_and_pool_on_other_processes(services: list[KnowledgeService], ready_pool: KnowledgePool,
                                              tmp_path: Path) -> None:
     """Used by trainers behind the rollout pool, the trainer killed in its last training."""
