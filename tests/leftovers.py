@@ -18,8 +18,8 @@ import pytest
 
 MARK = "PARETORAY_TEST_RUN"     # in the environment of all processes of a run
 PATIENCE_S = 30.0               # Ray's processes end a little later than their driver
-# Ray's logs; locks, which are made to stay; torch's cache; what multiprocessing removes at the end of this process
-EXPECTED = ("ray", "paretoray-*.lock", "torchinductor_*", "pymp-*")
+# Ray's logs; locks, which are made to stay; torch's cache; onnxruntime's number; what multiprocessing removes at exit
+EXPECTED = ("ray", "paretoray-*.lock", "torchinductor_*", ".ses", "pymp-*")
 FOLDER, LEFT = pytest.StashKey[Path](), pytest.StashKey[list[str]]()
 
 

@@ -24,6 +24,8 @@ from tests.orchestrator.run.test_search import (
     when,
 )
 
+PNAG = "controller: {name: pnag, evaluator: {least_steps: 20}, generator: {updates: 40, round_updates: 5}}"
+
 
 def paretoray(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S)
@@ -34,7 +36,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run of the real controller, killed in its search and resumed to the end."""
     folder = tmp_path_factory.mktemp("cli")
     run, options = folder / "runs" / "tiny", ("--runs", str(folder / "runs"))
-    (folder / "tiny.yaml").write_text(TINY.replace("controller: random", "controller: pnag"))
+    (folder / "tiny.yaml").write_text(TINY.replace("controller: random", PNAG))
     process = start("search", str(folder / "tiny.yaml"), "--name", "tiny", *options)
     when(process, lambda: stage(run) == "search" and parts(run / "trials") >= 1)
     process.kill()

@@ -26,7 +26,7 @@ from searchspaces.errors import ParetorayError
 ROOT = Path(__file__).parents[3]
 TINY = """
 seed: 3
-data: {name: digits, limit: 600}
+data: {name: digits, limit: 300}
 space: mobilenetv3-s16
 target: onnx_cpu
 budgets: {count: 2}
