@@ -272,6 +272,9 @@ def read_parts(folder: Path, schema: pa.Schema) -> pa.Table:
 def find_run(root: Path, name: str) -> Path:
     """The folder of an existing run, by name under `root` or by its own path."""
     direct = Path(name)
+    if direct.name != name and not (direct / "config.yaml").exists():
+        raise StoreError(f"'{name}' is no folder of a run: it holds no config.yaml; give the path of a run's folder, "
+                         "or its name and the folder of the runs")
     path = direct if (direct / "config.yaml").exists() else run_path(root, name)
     if not (path / "config.yaml").exists():
         known = sorted(p.parent.name for p in root.glob("*/config.yaml"))
