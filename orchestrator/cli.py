@@ -39,7 +39,8 @@ def search(config: Annotated[Path, typer.Argument(help="YAML file, see configs/.
     from orchestrator.run.search import Search, default_name
 
     loaded = load_config(config, set_ or [])
-    Search(loaded, runs=runs, name=name or loaded.name or default_name(config), address=address).run()
+    Search(loaded, runs=runs, name=loaded.name or default_name(config) if name is None else name,
+           address=address).run()
 
 
 @app.command()
@@ -74,7 +75,7 @@ def generate(run: RunName,
 
 @app.command()
 def measure(config: Annotated[Path, typer.Argument(help="YAML file with 'space' and 'target' sections.")],
-            count: Annotated[int, typer.Option(min=1, help="Random architectures to measure.")] = 200,
+            count: Annotated[int, typer.Option(min=1, max=1_000_000, help="Random architectures to measure.")] = 200,
             out: Annotated[Path | None, typer.Option(help="Parquet file; default: latency-TARGET.parquet.")] = None,
             target: Annotated[str | None, typer.Option(help="Label of the target, where there are several.")] = None,
             set_: Set = None, address: Address = None) -> None:
@@ -127,7 +128,7 @@ def worker(address: Annotated[str | None, typer.Option(
                help="Announce devices of this kind only (onnx_cpu, module:Class, ...). Repeatable.")] = None,
            config: Annotated[Path | None, typer.Option(help="Announce what this configuration measures on.")] = None,
            measure_cores: Annotated[int | None, typer.Option(
-               min=0, help="Cores kept from Ray; default: 1 where the processor is measured, else 0.")] = None,
+               min=0, max=4096, help="Cores kept from Ray; default: 1 where the processor is measured, or 0.")] = None,
            start: Annotated[bool, typer.Option("--start", help="Run the node here until Ctrl-C.")] = False,
            as_json: AsJson = False) -> None:
     """Print the 'ray start' line that brings this machine and its devices into a cluster, or run it with --start.

@@ -36,7 +36,8 @@ def test_it_is_packed_and_its_version_is_the_projects() -> None:
 
 
 def test_from_another_folder_without_ray_until_it_is_needed(tmp_path: Path) -> None:
-    code = ("import sys, paretoray; early = 'torch' in sys.modules; import orchestrator.cli; early |= 'ray' in sys.modules; "
+    code = ("import sys, paretoray; early = 'torch' in sys.modules; import orchestrator.cli; "
+            "early |= 'ray' in sys.modules; "
             "from paretoray import Search, load_config; print(early, Search.__name__, load_config.__name__)")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240,
                           env=os.environ | {"PYTHONPATH": str(ROOT)})

@@ -24,6 +24,7 @@ PLAN: tuple[tuple[str, ...], ...] = (
     ("actors/targets/catalogue.py",),                         # the targets by name
     ("actors/latency",),
     # who decides
+    ("orchestrator/settings.py",),                            # the base of every section of a configuration
     ("orchestrator/frontier.py", "orchestrator/interrupt.py", "orchestrator/data"),
     ("orchestrator/config.py", "orchestrator/controllers"),
     ("orchestrator/record", "orchestrator/prediction", "orchestrator/controllers/baselines"),
