@@ -58,23 +58,23 @@ def _imported(module_name: str, reference: str) -> types.ModuleType:
 
 def check_options(subject: str, constructor: type, options: Mapping[str, Any], hidden: Sequence[str] = ()) -> None:
     """ConfigError where an option is unknown, mistyped or missing. `hidden` parameters are given by the caller."""
-    allowed = _option_types(constructor, hidden)
+    allowed = option_types(constructor, hidden)
     for option, value in options.items():
         if option not in allowed:
             close = difflib.get_close_matches(option, allowed, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
             raise ConfigError(f"{subject} has no option '{option}'; {hint}allowed: {_describe(allowed)}")
         if not _matches(value, allowed[option]):
-            raise ConfigError(f"option '{option}' of {subject} is {value!r}; it must be {_type_name(allowed[option])}"
+            raise ConfigError(f"option '{option}' of {subject} is {value!r}; it must be {type_name(allowed[option])}"
                               + (f", at most {MOST}" if _huge(value) else ""))
     missing = [name for name, parameter in inspect.signature(constructor).parameters.items()
                if name in allowed and name not in options and parameter.default is parameter.empty]
     if missing:
-        raise ConfigError(f"{subject} needs the option '{missing[0]}' ({_type_name(allowed[missing[0]])}); add it to "
+        raise ConfigError(f"{subject} needs the option '{missing[0]}' ({type_name(allowed[missing[0]])}); add it to "
                           "its options")
 
 
-def _option_types(constructor: type, hidden: Sequence[str]) -> dict[str, Any]:
+def option_types(constructor: type, hidden: Sequence[str]) -> dict[str, Any]:
     hints = get_type_hints(constructor.__init__)  # type: ignore[misc]
     parameters = inspect.signature(constructor).parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -107,20 +107,20 @@ def _huge(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) > MOST
 
 
-def _type_name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_type_name(argument) for argument in arguments)
+        return " or ".join(type_name(argument) for argument in arguments)
     if origin is Literal:
         return " or ".join(repr(argument) for argument in arguments)
     if origin is not None and inspect.isclass(origin) and issubclass(origin, Sequence):
-        return f"a list of {_type_name(arguments[0])}"
+        return f"a list of {type_name(arguments[0])}"
     names = {int: "int", float: "float", str: "text", bool: "true or false", type(None): "none"}
     return names.get(hint, str(hint))
 
 
 def _describe(allowed: Mapping[str, Any]) -> str:
-    return ", ".join(f"{option} ({_type_name(hint)})" for option, hint in allowed.items()) or "none"
+    return ", ".join(f"{option} ({type_name(hint)})" for option, hint in allowed.items()) or "none"
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ class EvolutionSettings(Section):
 
     population: int = Field(50, ge=2, le=1_000_000, description=(
         "P, 100 in the paper, whose searches are 20,000 evaluations long"))
-    sample: int = Field(25, ge=1, le=1_000_000, description="S")
+    sample: int = Field(25, ge=1, le=1_000_000, description="S, of whom the best becomes a parent")
     further_mutations: float = Field(0.0, ge=0, le=1, description="chance that a token mutates beside the one that "
                                                                   "always does; 0 as in the paper")
 

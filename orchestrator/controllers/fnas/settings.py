@@ -17,7 +17,7 @@ class Frozen(Section):
 class RewardSettings(Frozen):
     """R = ACC * (LAT / T)^w (Eq. 2, after MnasNet): soft w = -0.07; hard w = 0 under the target and -1 above."""
 
-    form: Literal["soft", "hard", "accuracy"] = Field("soft", description="accuracy: cost does not count")
+    form: Literal["soft", "hard", "accuracy"] = Field("soft", description="what LAT above T costs; accuracy: nothing")
     cost: Literal["latency", "madds"] = Field("latency", description="what LAT is: latency in ms, or multiply-adds")
     target: float | None = Field(None, gt=0, description="T, in ms or multiply-adds; none: the largest budget")
     floor: float = Field(0.5, ge=0, description="LAT / T counts as at least this, or models of almost no cost win")
@@ -31,7 +31,7 @@ class CriticSettings(Frozen):
     decision: Literal["promise", "uncertainty"] = Field(
         "promise", description="what is trained: what may be good (V + 2 U), or only what is uncertain (U), as printed")
     members: int = Field(5, ge=2, le=1_000_000, description="networks of the ensemble")
-    hidden: int = Field(64, ge=4, le=8192, description="200 as printed")
+    hidden: int = Field(64, ge=4, le=8192, description="units of a layer; 200 as printed")
     quantile: float = Field(0.97, gt=0, lt=1, description="running quantile of the score up to which a sample is "
                                                           "trusted; 0.5, the median, as printed")
     trusted_share: float = Field(0.5, ge=0, lt=1, description="of the fresh part of a batch")
@@ -48,7 +48,7 @@ class CriticSettings(Frozen):
 class BufferSettings(Frozen):
     """Architecture experience buffer (section 6)."""
 
-    size: int = Field(10, ge=0, le=1_000_000, description="0: no buffer")
+    size: int = Field(10, ge=0, le=1_000_000, description="architectures kept; 0: no buffer")
     share: float = Field(0.5, ge=0, lt=1, description="largest share of a batch that comes from the buffer")
     eviction: Eviction = Field("top", description="the best ones, or quantiles: different rewards")
     temperature: float | None = Field(1.0, gt=0, description="of the priorities, 1 is Eq. 5; none: std of the rewards")
@@ -60,10 +60,11 @@ class PolicySettings(Frozen):
     """LSTM policy and PPO (section 3)."""
 
     hidden: int = Field(100, ge=4, le=8192, description="units of the LSTM")
-    learning_rate: float = Field(1e-3, gt=0, le=100, description="3.5e-4 in NASNet, for 8,000 trainings")
+    learning_rate: float = Field(1e-3, gt=0, le=100, description="of Adam; 3.5e-4 in NASNet, for 8,000 trainings")
     clip: float = Field(0.2, gt=0, lt=1, description="of the ratio of new to old probability")
     epochs: int = Field(4, ge=1, le=1_000_000, description="of PPO per batch")
-    entropy_start: float = Field(0.1, ge=0, description="per nat of a whole sequence; 1e-3 in our first reading")
+    entropy_start: float = Field(0.1, ge=0, description=(
+        "weight of the entropy at the start, per nat of a whole sequence; 1e-3 in our first reading"))
     entropy_end: float = Field(0.01, ge=0, description="when all trainings are spent; 1e-5 in NASNet")
     gradient_norm: float = Field(0.5, gt=0, description="largest norm of a gradient")
     baseline: Literal["mean", "critic"] = Field(
@@ -75,7 +76,7 @@ class PolicySettings(Frozen):
 class FnasSettings(Frozen):
     """All of FNAS; `batch` samples make one update."""
 
-    batch: int = Field(10, ge=2, le=1_000_000, description="20 in our first reading of the paper")
+    batch: int = Field(10, ge=2, le=1_000_000, description="samples of one update; 20 in our first reading")
     in_flight: int = Field(2, ge=0, le=1_000_000, description=(
         "trainings that may still run when the next batch is drawn; 0: one batch after the other; as many as "
         "workers keeps all of them busy"))

@@ -23,7 +23,7 @@ class EvaluatorSettings(Frozen):
     """R(a|B; w): a ranking network fitted to dominance labels (pnag.md 7)."""
 
     hidden: int = Field(128, ge=4, le=8192, description=(
-        "512 in paper and code, for 16,000 triplets; ours learns from hundreds"))
+        "units of its layers; 512 in paper and code, for 16,000 triplets; ours learns from hundreds"))
     loss: Literal["hinge", "logistic"] = Field("hinge", description="hinge as printed, logistic as in the code")
     ties: Literal["drop", "printed", "released"] = Field("drop", description=(
         "pairs without a winner: left out, or labelled as printed or as in the code"))
@@ -36,7 +36,7 @@ class EvaluatorSettings(Frozen):
     weight_decay: float = Field(3e-5, ge=0, description="L2 penalty of the weights")
     epochs: int = Field(20, ge=1, le=1_000_000, description="passes over the observed trials")
     least_steps: int = Field(200, ge=0, le=1_000_000, description="more epochs where these hold fewer steps than this")
-    batch_size: int = Field(128, ge=2, le=1_000_000, description="256 in the code")
+    batch_size: int = Field(128, ge=2, le=1_000_000, description="triplets of one step; 256 in the code")
     budgets_per_batch: int = Field(4, ge=1, le=1_000_000, description=(
         "random budgets whose pairs one step sees; at most K"))
     p_interp: float = Field(0.5, ge=0, le=1, description="share of budgets drawn between the training budgets; the "
@@ -59,7 +59,8 @@ class GeneratorSettings(Frozen):
     p_interp: float = Field(0.5, ge=0, le=1, description="share of budgets drawn between the training budgets")
     baseline_decay: float | None = Field(0.95, ge=0, lt=1, description="EMA of mean and spread; none: raw")
     reward_scale: float = Field(1.0, gt=0, description="factor of the reward")
-    entropy_start: float = Field(0.3, ge=0, description="per nat, beside a unit-variance advantage")
+    entropy_start: float = Field(0.3, ge=0, description=(
+        "weight of the entropy at the first update, per nat, beside a unit-variance advantage"))
     entropy_end: float = Field(0.03, ge=0, description="the same at the last update")
     learning_rate: float = Field(3e-3, gt=0, le=100, description="of Adam")
     gradient_norm: float | None = Field(5.0, gt=0, description="largest norm of a gradient; none: unbounded")
