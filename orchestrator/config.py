@@ -24,6 +24,7 @@ from searchspaces.errors import ConfigError
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 RETRAINED_FINALISTS = 10
+SHORT_FORMS = {"data": "name", "space": "name", "target": "name", "controller": "name", "accuracy": "source"}
 LARGEST_BUDGET_MS = 3_600_000.0
 MILLISECONDS = {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3}
 
@@ -310,6 +311,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     section = raw
     for parent in parents:
+        if section is raw and isinstance(raw.get(parent), str) and parent in SHORT_FORMS:
+            raw[parent] = {SHORT_FORMS[parent]: raw[parent]}     # `target: onnx_cpu` with --set target.batch=2
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             raise ConfigError(f"--set {override}: '{parent}' is a value, not a section")
