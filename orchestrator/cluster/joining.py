@@ -118,9 +118,9 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 def _package_folders() -> list[str]:
-    """Folders of our packages, shipped to the nodes of a cluster that do not have them installed."""
+    """Our packages, and the file with the names for users, shipped to the nodes of a cluster that lack them."""
     root = Path(__file__).parents[2]
-    return [str(root / name) for name in PACKAGES]
+    return [*(str(root / name) for name in PACKAGES), str(root / "paretoray.py")]
 
 
 def usable_cores() -> int:

@@ -13,7 +13,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -23,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.config import RUN_NAME
 from searchspaces.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,6 @@ LATENCY_SCHEMA = pa.schema([
     ("reference_rounds_ms", pa.list_(pa.list_(pa.float64()))), ("started_at", pa.float64()),
     ("duration_s", pa.float64()), ("details", pa.string()), ("source", pa.string()), ("error", pa.string()),
 ])
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -272,6 +271,9 @@ def read_parts(folder: Path, schema: pa.Schema) -> pa.Table:
 def find_run(root: Path, name: str) -> Path:
     """The folder of an existing run, by name under `root` or by its own path."""
     direct = Path(name)
+    if direct.name != name and not (direct / "config.yaml").exists():
+        raise StoreError(f"'{name}' is no folder of a run: it holds no config.yaml; give the path of a run's folder, "
+                         "or its name and the folder of the runs")
     path = direct if (direct / "config.yaml").exists() else run_path(root, name)
     if not (path / "config.yaml").exists():
         known = sorted(p.parent.name for p in root.glob("*/config.yaml"))

@@ -129,6 +129,9 @@ def write_run_report(name: str, runs: Path = Path("runs")) -> Path:
 
 def run_rows(runs: Path = Path("runs")) -> list[dict[str, str]]:
     """One row per run for `paretoray runs`."""
+    if not runs.is_dir():
+        raise StoreError(f"there is no folder '{runs}'; give the folder of your runs with --runs, or start one with: "
+                         "paretoray search configs/quickstart.yaml")
     rows = []
     for path in sorted(runs.glob("*/config.yaml"), key=lambda p: p.stat().st_mtime):
         state_file = path.parent / "state.json"

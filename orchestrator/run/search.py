@@ -26,7 +26,7 @@ from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.record.goals import target_state
 from orchestrator.record.metrics import RunMetrics
 from orchestrator.record.progress import Progress
-from orchestrator.record.store import RunStore
+from orchestrator.record.store import RunStore, run_path
 from orchestrator.report.page import write_report
 from orchestrator.run.repair import repair
 from orchestrator.run.stages.deliver import deliver, delivered_entries, final_rows
@@ -71,6 +71,9 @@ class Search:
         self.address = address
         self.console = console or Console()
         self.stop = StopFlag()
+        if resumed is None:
+            name = config.name or default_name(Path("run")) if name is None else name
+            run_path(runs, name)        # refuses a name that is no folder's, before anything is read
         self._splits, self._space = data_and_space(config)
         check_accuracy(config.accuracy, self._space)
         for target in config.targets:
@@ -79,7 +82,7 @@ class Search:
         if resumed is None:
             check_earlier(config, runs, self._space, self._splits)
         self._open: Callable[[], RunStore] = lambda: resumed or RunStore.create(
-            runs, name or config.name or default_name(Path("run")), dump_config(config), environment())
+            runs, str(name), dump_config(config), environment())
 
     @classmethod
     def resume(cls, name: str, *, runs: Path = Path("runs"), address: str | None = None,
