@@ -15,24 +15,16 @@ from orchestrator.cluster.joining import connected
 from orchestrator.cluster.ownmodules import own_modules
 from orchestrator.config import Config, load_config
 from orchestrator.handover.delivered import Delivered, refuse_missed
-from orchestrator.handover.models import HandOver
+from orchestrator.handover.generated import delivered_entries, final_rows
 from orchestrator.interrupt import StopFlag
 from orchestrator.record.goals import Goal, goal_named, read_goals, target_state
 from orchestrator.record.metrics import RunMetrics
 from orchestrator.record.progress import Progress
 from orchestrator.record.store import RunStore, read_json
 from orchestrator.report.page import write_report
-from orchestrator.run.stages.deliver import (
-    delivered_entries,
-    fallbacks,
-    final_rows,
-    lineage,
-    record_entries,
-    restored_controller,
-    slowest_ms,
-)
 from orchestrator.run.stages.measure import above_slowest
 from orchestrator.services.context import RunContext, data_and_space
+from orchestrator.services.delivery import Delivery, restored_controller, slowest_ms
 from orchestrator.services.services import Services
 from orchestrator.services.workbench import cluster_bench, local_bench
 from searchspaces.errors import BudgetError, StoreError
@@ -56,13 +48,14 @@ def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | Non
     goal = goal_named(read_goals(store, config), target)
     check_budgets(store, goal, budgets_ms, console)
     splits, space = data_and_space(config)
-    controller = restored_controller(store, config, space, goal)
+    preprocessing = Preprocessing.fit(splits.train, input_shape(space)[1])
+    delivery = Delivery(config, store, space, splits, preprocessing, goal,
+                        restored_controller(store, config, space, goal))
     started = time.perf_counter()
-    answers = controller.generate(budgets_ms, config.delivery.alternatives)
+    answers = delivery.answers(budgets_ms)
     console.print(f"generated architectures for {len(budgets_ms)} budget(s) in "
                   f"{1e3 * (time.perf_counter() - started):.0f} ms; training, exporting and measuring them now",
                   highlight=False, soft_wrap=True)
-    preprocessing = Preprocessing.fit(splits.train, input_shape(space)[1])
     entries: list[Delivered] = []
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(console, title=f"paretoray {store.name}"))
@@ -70,16 +63,9 @@ def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | Non
             bench = local_bench(config, space, splits, preprocessing, store, goal.targets)
         else:
             bench = cluster_bench(_joined(stack, config, store, space, splits, preprocessing, progress, address))
-        handover = HandOver(space, splits, preprocessing, bench, config.delivery, store.path, lineage(store, config),
-                            goal, slowest_ms(store, goal))
         progress.stage("deliver", total=len(budgets_ms))
-        candidates = handover.candidates(answers, fallbacks(store, space, goal))
-        for budget_ms, options in sorted(zip(budgets_ms, answers), key=lambda pair: pair[0]):
-            chosen = candidates
-            if config.accuracy.source != "supernet":
-                chosen = handover.finalists([budget_ms], candidates, [options] if controller.ranks_finalists else None)
-            entries += handover.deliver([budget_ms], chosen)
-            record_entries(store, entries[-1:], config)
+        for entry in delivery.entries(bench, budgets_ms, answers):
+            entries.append(entry)
             progress.advance(1)
     progress.final_table(final_rows(entries))
     write_report(store.path, space)

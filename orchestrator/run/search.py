@@ -22,6 +22,7 @@ from orchestrator.config import Config, dump_config, load_config
 from orchestrator.controllers.catalogue import check_controller_options
 from orchestrator.data.sources import check_accuracy
 from orchestrator.handover.delivered import Delivered, refuse_missed
+from orchestrator.handover.generated import delivered_entries, final_rows
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.record.goals import target_state
 from orchestrator.record.metrics import RunMetrics
@@ -29,7 +30,7 @@ from orchestrator.record.progress import Progress
 from orchestrator.record.store import RunStore
 from orchestrator.report.page import write_report
 from orchestrator.run.repair import repair
-from orchestrator.run.stages.deliver import deliver, delivered_entries, final_rows
+from orchestrator.run.stages.deliver import deliver
 from orchestrator.run.stages.explore import explore
 from orchestrator.run.stages.measure import measure
 from orchestrator.run.stages.train import train
