@@ -14,6 +14,7 @@ from actors.latency.worker import input_shape
 from orchestrator.cluster.joining import connected
 from orchestrator.cluster.ownmodules import own_modules
 from orchestrator.config import Config, load_config
+from orchestrator.handover.architectures import announcements, makes_models
 from orchestrator.handover.delivered import Delivered, refuse_missed
 from orchestrator.handover.generated import delivered_entries, final_rows
 from orchestrator.interrupt import StopFlag
@@ -34,7 +35,7 @@ from searchspaces.space import SearchSpace
 def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | None = None, runs: Path = Path("runs"),
                     address: str | None = None, console: Console | None = None) -> list[Delivered]:
     """Trained, measured ONNX files of a finished run for new budgets, on the machine that is the run's target, or with
-    the devices and workers of the cluster at `address`.
+    the devices and workers of the cluster at `address`. Architectures where a target only looks latencies up.
 
     `target`: the label whose budgets they are, needed where a run has several. Raises BudgetError, with the reachable
     range, for a budget below the fastest known architecture (before anything is done) and for one that no candidate
@@ -53,14 +54,15 @@ def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | Non
                         restored_controller(store, config, space, goal))
     started = time.perf_counter()
     answers = delivery.answers(budgets_ms)
+    then = "training, exporting and measuring them now" if makes_models(config, goal) else "; ".join(
+        announcements(config))
     console.print(f"generated architectures for {len(budgets_ms)} budget(s) in "
-                  f"{1e3 * (time.perf_counter() - started):.0f} ms; training, exporting and measuring them now",
-                  highlight=False, soft_wrap=True)
+                  f"{1e3 * (time.perf_counter() - started):.0f} ms; {then}", highlight=False, soft_wrap=True)
     entries: list[Delivered] = []
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(console, title=f"paretoray {store.name}"))
         if address is None:
-            bench = local_bench(config, space, splits, preprocessing, store, goal.targets)
+            bench = local_bench(config, space, splits, preprocessing, store, goal)
         else:
             bench = cluster_bench(_joined(stack, config, store, space, splits, preprocessing, progress, address))
         progress.stage("deliver", total=len(budgets_ms))
@@ -120,10 +122,17 @@ def run_rows(runs: Path = Path("runs")) -> list[dict[str, str]]:
         state_file = path.parent / "state.json"
         state = read_json(state_file) if state_file.exists() else {}
         store = RunStore(path.parent)
-        models = [entry for entry in delivered_entries(store, load_config(path)) if entry.feasible]
-        best = max((entry.test_accuracy or 0.0 for entry in models), default=None)
+        entries = [entry for entry in delivered_entries(store, load_config(path)) if entry.feasible]
+        best = max((entry.test_accuracy for entry in entries if entry.test_accuracy is not None), default=None)
         rows.append({"run": store.name, "stage": state.get("stage", "measure"), "trials": str(store.trials.rows),
-                     "models": str(len(models)), "best test accuracy": "" if best is None else f"{best:.4f}",
+                     "models": _count(entries), "best test accuracy": "" if best is None else f"{best:.4f}",
                      "changed": time.strftime("%Y-%m-%d %H:%M", time.localtime(np.max(
                          [file.stat().st_mtime for file in path.parent.iterdir()])))})
     return rows
+
+
+def _count(entries: Sequence[Delivered]) -> str:
+    """Of models; of architectures where they have none."""
+    models = sum(bool(entry.onnx) for entry in entries)
+    bare = len(entries) - models
+    return " + ".join([str(models)] * (models > 0 or not bare) + [f"{bare} architectures"] * (bare > 0))

@@ -1,7 +1,8 @@
 """What a run hands over for one goal, in the last stage of a search and for new budgets afterwards.
 
 The goal's controller, as the search left it, answers for every budget. Its answers are the candidates, with a few
-networks that any budget may fall back on; a hand-over makes models of the best. An entry is recorded when it is there.
+networks that any budget may fall back on. A hand-over makes models of the best, or only names them where no file can be
+timed. An entry is recorded when it is there.
 """
 from __future__ import annotations
 
@@ -14,8 +15,11 @@ from actors.data import Preprocessing, Splits
 from orchestrator.config import Config
 from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.controller import Answer, Controller, Task
+from orchestrator.data.accuracy import TableAccuracy
+from orchestrator.data.sources import looked_up
+from orchestrator.handover.architectures import architectures, look_ups, makes_models
 from orchestrator.handover.delivered import Candidate, Delivered
-from orchestrator.handover.generated import record_entries
+from orchestrator.handover.generated import delivered_entries, record_entries
 from orchestrator.handover.models import HandOver, Workbench
 from orchestrator.record.goals import Goal, goal_model, target_state
 from orchestrator.record.store import RunStore, read_json
@@ -48,15 +52,38 @@ class Delivery:
         """
         handover = HandOver(self.space, self.splits, self.preprocessing, bench, self.config.delivery, self.store.path,
                             lineage(self.store, self.config), self.goal, slowest_ms(self.store, self.goal))
+        for entry in (self._models(handover, budgets_ms, answers, retrained) if makes_models(self.config, self.goal)
+                      else self._architectures(handover, budgets_ms, answers)):
+            record_entries(self.store, [entry], self.config)
+            yield entry
+
+    def _models(self, handover: HandOver, budgets_ms: Sequence[float], answers: Sequence[Sequence[Answer]],
+                retrained: Callable[[], None] | None) -> Iterator[Delivered]:
         candidates = handover.candidates(answers, fallbacks(self.store, self.space, self.goal))
         wanted = sorted(zip(budgets_ms, answers, strict=True), key=lambda pair: pair[0])
         for group in ([wanted] if retrained else [[pair] for pair in wanted]):
             chosen = self._finalists(handover, group, candidates)
             if retrained and self._retrains:
                 retrained()
-            for entry in handover.deliver([budget_ms for budget_ms, _ in group], chosen):
-                record_entries(self.store, [entry], self.config)
-                yield entry
+            yield from handover.deliver([budget_ms for budget_ms, _ in group], chosen)
+
+    def _architectures(self, handover: HandOver, budgets_ms: Sequence[float],
+                       answers: Sequence[Sequence[Answer]]) -> Iterator[Delivered]:
+        """Whatever the search evaluated is a candidate where looking its latency up costs nothing: the search only
+        predicted it. What was chosen before is one too, so that a larger budget never gets a worse architecture."""
+        known = [entry.tokens for entry in delivered_entries(self.store, self.config)
+                 if entry.feasible and entry.target == self.goal.label]
+        if set(self.goal.targets) <= set(look_ups(self.config)):
+            known += [trial.tokens for trial in self.store.read_trials() if not trial.error]
+        extra_NT = np.array([*fallbacks(self.store, self.space, self.goal), *known], dtype=np.int8)
+        return architectures(handover, budgets_ms, handover.candidates(answers, extra_NT), self._test_accuracies)
+
+    def _test_accuracies(self, tokens_NT: Tokens) -> list[float | None]:
+        """Of architectures that nobody trains: what a table says."""
+        accuracy = self.config.accuracy
+        if not isinstance(accuracy, TableAccuracy) or accuracy.test_column is None:
+            return [None] * len(tokens_NT)
+        return looked_up(accuracy, self.space, tokens_NT, accuracy.test_column)
 
     @property
     def _retrains(self) -> bool:

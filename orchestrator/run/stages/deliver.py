@@ -1,6 +1,8 @@
-"""Last stage: the controller's choice for every budget becomes a trained, exported and re-measured model."""
+"""Last stage: the controller's choice for every budget becomes a trained, exported and re-measured model; where a
+target only looks latencies up it stays an architecture."""
 from __future__ import annotations
 
+import math
 from functools import partial
 
 from orchestrator.record.goals import Goal
@@ -19,7 +21,8 @@ def deliver(run: RunContext) -> None:
         for entry in delivery.entries(bench, goal.budgets_ms, answers, retrained=partial(_begin, run, goal)):
             run.store.event("delivered", target=goal.label, budget_ms=entry.budget_ms, feasible=entry.feasible,
                             onnx=entry.onnx)
-            run.progress.advance(1, budget_ms=entry.budget_ms, test_accuracy=entry.test_accuracy or 0.0)
+            test_accuracy = math.nan if entry.test_accuracy is None else entry.test_accuracy
+            run.progress.advance(1, budget_ms=entry.budget_ms, test_accuracy=test_accuracy)
             if not entry.feasible:
                 run.progress.note(entry.reason)
             run.stop.check()
