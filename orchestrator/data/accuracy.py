@@ -56,13 +56,16 @@ class TrainingAccuracy(Recipe):
 
 
 class TableAccuracy(Recipe):
-    """A Parquet table with one row per architecture. The recipe trains what is handed over."""
+    """A Parquet table with one row per architecture. The recipe trains what is handed over; where nothing can be, as no
+    file can be timed, `test_column` says what the chosen architectures reached."""
 
     source: Literal["table"] = Field("table", description="supernet, training or table")
     path: Path = Field(description="Parquet file with one row per architecture")
     token_columns: list[str] = Field(min_length=1, description="columns of the tokens, in the space's order")
     accuracy_column: str = Field(description="column to search by; never the one to report")
-    unit: float = Field(0.01, gt=0, description="value of 1 in the accuracy column: 0.01 for per cent")
+    test_column: str | None = Field(None, description="column to report, where a run ends with architectures that "
+                                                      "nobody trains; none: their test accuracy is not known")
+    unit: float = Field(0.01, gt=0, description="value of 1 in these columns: 0.01 for per cent")
 
 
 def _named(value: Any) -> Any:

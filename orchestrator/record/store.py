@@ -195,6 +195,7 @@ class RunStore:
         self.trials = PartFolder(path / "trials", TRIAL_SCHEMA)
         self.latency = PartFolder(path / "latency", LATENCY_SCHEMA)
         self._lock: Any = None
+        self._state: dict[str, Any] | None = None   # of state.json as it is, while nobody else may write it
 
     @property
     def name(self) -> str:
@@ -228,6 +229,7 @@ class RunStore:
             handle.close()
             raise StoreError(f"run '{self.name}' is being driven by another process; wait for it or stop it") from error
         self._lock = handle
+        self._state = None
         for table in (self.trials, self.latency):
             table.remove_leftovers()
 
@@ -250,11 +252,16 @@ class RunStore:
                              "run, everything recorded so far is kept") from error
 
     def state(self) -> dict[str, Any]:
-        path = self.path / "state.json"
-        return read_json(path) if path.exists() else {}
+        """state.json; whoever holds the lock reads it once per change. Its values are shared: not to be changed."""
+        if self._state is None or self._lock is None:
+            path = self.path / "state.json"
+            self._state = read_json(path) if path.exists() else {}
+        return dict(self._state)
 
     def update_state(self, **facts: Any) -> None:
-        write_json(self.path / "state.json", self.state() | facts)
+        known = self.state()
+        self._state = None      # read back from what was written, so that both are the same
+        write_json(self.path / "state.json", known | facts)
 
 
 def read_parts(folder: Path, schema: pa.Schema) -> pa.Table:

@@ -21,7 +21,9 @@ from orchestrator.cluster.ownmodules import own_modules
 from orchestrator.config import Config, dump_config, load_config
 from orchestrator.controllers.catalogue import check_controller_options
 from orchestrator.data.sources import check_accuracy
+from orchestrator.handover.architectures import announcements
 from orchestrator.handover.delivered import Delivered, refuse_missed
+from orchestrator.handover.generated import delivered_entries, final_rows
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.record.goals import target_state
 from orchestrator.record.metrics import RunMetrics
@@ -29,7 +31,7 @@ from orchestrator.record.progress import Progress
 from orchestrator.record.store import RunStore, run_path
 from orchestrator.report.page import write_report
 from orchestrator.run.repair import repair
-from orchestrator.run.stages.deliver import deliver, delivered_entries, final_rows
+from orchestrator.run.stages.deliver import deliver
 from orchestrator.run.stages.explore import explore
 from orchestrator.run.stages.measure import measure
 from orchestrator.run.stages.train import train
@@ -117,10 +119,10 @@ class Search:
         preprocessing = Preprocessing.fit(self._splits.train, input_shape(self._space)[1])
         store.update_state(dataset=self._splits.name, classes=list(self._splits.classes),
                            channels=self._splits.channels)
-        notes: list[str] = []
+        notes = announcements(self.config)
         if not is_frozen(store, self.config):
-            notes = freeze_earlier(store, check_earlier(self.config, self.runs, self._space, self._splits), self.config,
-                                   self._space)
+            earlier = check_earlier(self.config, self.runs, self._space, self._splits)
+            notes += freeze_earlier(store, earlier, self.config, self._space)
         with contextlib.ExitStack() as stack:
             services = stack.enter_context(contextlib.closing(
                 Services(self.config, self._space, self._splits, preprocessing, store, is_local(self.address),

@@ -214,6 +214,25 @@ def test_table_and_figures_are_there(tab: Tab) -> None:
     assert "measurement noise 1.5%" in tab.page.inner_text("main")
 
 
+def test_architectures_without_models_are_called_that(chromium: Any, tmp_path: Path) -> None:
+    store = full_run(tmp_path)
+    entries = json.loads((store.path / "generated.json").read_text())
+    for entry in entries:
+        entry |= {"onnx": "", "latency_stderr_ms": None, "test_accuracy": None}
+    write_json(store.path / "generated.json", entries)
+    tab = Tab(chromium, write_report(store.path, example_space()))
+    largest = entries[-1]
+    tab.set_budget(largest["budget_ms"])
+    shown, main = tab.shown("model"), tab.page.inner_text("main")
+    assert (shown["file"], shown["test"]) == ("none", "?") and "±" not in shown["latency"]
+    assert "Chosen architecture not trained or exported; for" in tab.page.inner_text("#choice-model").replace("\n", " ")
+    assert largest["text"] in tab.page.inner_text("#models") and len(tab.trace("front", "chosen architecture")) == 6
+    tab.set_budget(0.02, "#budget-number")
+    assert "Choose one" in tab.page.inner_text("#choice-model")
+    assert not re.search("handed-over|measured from|a model for", main, re.IGNORECASE)
+    assert not tab.complaints
+
+
 def test_usable_at_phone_width(chromium: Any, run_dir: Path) -> None:
     phone = Tab(chromium, run_dir / "report.html", width=400)
     assert phone.page.evaluate("document.documentElement.scrollWidth") == 400, "nothing sticks out sideways"
