@@ -37,7 +37,7 @@ def every_operator() -> Graph:
     nothing = builder.zeros(x, "nothing", builder.shape(x))
     total = builder.add((x, nothing, y, z), "total")
     both = builder.concat((total, builder.add((nothing, nothing), "none")), "both")
-    both = builder.activation(both, "both.act", "relu")
+    both = builder.activation(builder.shift(both, "shift"), "both.act", "relu")
     builder.linear(builder.flatten(builder.pool(both, "down", "avg_pool", 2, 2, 0), "flat"), "head", 5, bias=False)
     return builder.build()
 
