@@ -7,8 +7,8 @@ twice. Size 6,203,943,900^2 = 3.85e19.
 Options make the network, never the tokens: UNAS searches with 8 cells of width 16 and evaluates with 20 of width 36.
 Any row found in one space is the same row in the other (`resized`).
 
-Legend: K = 2 cell types, M = 4 nodes, S = 2 pairs of a node, O = 7 operations, C = 3 classes of edges; suffixes N, T as
-in space.py.
+Legend: K = 2 cell types, M = 4 nodes, S = 2 pairs of a node, O = 7 operations, C = 3 classes of edges, A quantities
+that add up; suffixes N, T as in space.py.
 """
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from searchspaces.darts.skeleton import (
 )
 from searchspaces.errors import SpaceError
 from searchspaces.space import Tokens
+from searchspaces.vectorfeatures import vector_features
 
 if TYPE_CHECKING:
     from searchspaces.supernet import Supernet
@@ -121,39 +122,42 @@ class Darts(DartsSkeleton):
         return counts.reshape(-1, EDGE_CLASSES, len(OPERATIONS))
 
     @cached_property
-    def _cost_tables(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(madds, params) of one pair in all cells of its type [2, C, O] and of the rest [2], from 16 graphs."""
+    def _tables(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(multiply-adds, parameters, vector features), A in all, of the network with max pools alone [A], and what a
+        pair adds to it in place of a max pool [A, C, O], from 22 graphs."""
         pools = np.zeros((len(CELL_TYPES), NODES, 2, 2), dtype=np.int8)
-        pools[..., 1] = MAX  # costs nothing on any edge
-        without = self._cost_by_type(pools)
-        tables = np.zeros((2, EDGE_CLASSES, len(OPERATIONS)), dtype=np.int64)
+        pools[..., 1] = MAX
+        without = self._counted(pools)
+        tables = np.zeros((len(without), EDGE_CLASSES, len(OPERATIONS)))
         for op in range(len(OPERATIONS)):
-            for edge, node, source in ((STRIDED_EDGE, 0, 0), (INNER_EDGE, 1, 2)):
+            for edge, kind, node, source in ((NORMAL_EDGE, NORMAL, 0, 0), (INNER_EDGE, REDUCTION, 1, 2),
+                                             (STRIDED_EDGE, REDUCTION, 0, 0)):
                 row = pools.copy()
-                row[:, node, 0] = (source, op)
-                extra = self._cost_by_type(row) - without
-                tables[:, edge, op], tables[:, NORMAL_EDGE, op] = extra[REDUCTION], extra[NORMAL]
-        cheapest = self.graph(pools.reshape(-1))
-        return tables, np.array([cheapest.madds, cheapest.params], dtype=np.int64)
+                row[kind, node, 0] = (source, op)
+                tables[:, edge, op] = self._counted(row) - without
+        return without, tables
 
-    def _cost_by_type(self, pairs: Tokens) -> NDArray[np.int64]:
-        """int64[K, 2]: multiply-adds and parameters of all cells of each type."""
-        blocks = {block.name: block for block in self.graph(pairs.reshape(-1)).blocks}
-        sums = np.zeros((len(CELL_TYPES), 2), dtype=np.int64)
-        for spec in self.layout:
-            sums[spec.kind] += (blocks[spec.name].madds, blocks[spec.name].params)
-        return sums
+    def _counted(self, pairs: Tokens) -> NDArray[np.float64]:
+        graph = self.graph(pairs.reshape(-1))
+        return np.array([graph.madds, graph.params, *vector_features(graph)], dtype=np.float64)
+
+    def _sums(self, tokens_NT: Tokens) -> NDArray[np.float64]:
+        """float64[A, N]: additive, because what a pair adds depends on its operation and class of edge only."""
+        without, tables = self._tables
+        return np.einsum("nco,aco->an", self.edge_counts(self.check_tokens(tokens_NT)), tables) + without[:, None]
 
     def cost(self, tokens_NT: Tokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Exact and additive: what a pair costs depends on its operation and class of edge only."""
-        tables, fixed = self._cost_tables
-        counts = self.edge_counts(self.check_tokens(tokens_NT))
-        total_2N = np.einsum("nco,aco->an", counts, tables) + fixed[:, None]
-        return total_2N[0], total_2N[1]
+        madds_N, params_N = self._sums(tokens_NT)[:2]
+        return np.rint(madds_N).astype(np.int64), np.rint(params_N).astype(np.int64)
 
     def latency_features(self, tokens_NT: Tokens) -> NDArray[np.float32]:
-        """float32[N, 21]: `edge_counts`. All cells of a type repeat them, so more would only be copies."""
-        return self.edge_counts(tokens_NT).reshape(len(tokens_NT), -1).astype(np.float32)
+        """float32[N, 19]: the five `vector_features`, then how often each operation stands in one cell of either type.
+
+        Few measurements suffice for the first, and the others say what an operation costs beyond them.
+        """
+        counts_NCO = self.edge_counts(tokens_NT)
+        by_type = (counts_NCO[:, NORMAL_EDGE], counts_NCO[:, INNER_EDGE] + counts_NCO[:, STRIDED_EDGE])
+        return np.concatenate([self._sums(tokens_NT)[2:].T, *by_type], axis=1).astype(np.float32)
 
     def features(self, tokens_NT: Tokens) -> NDArray[np.float32]:
         """float32[N, 202]: what decides the accuracy of a cell, for surrogates that see few of them.
@@ -168,7 +172,7 @@ class Darts(DartsSkeleton):
         for node, inputs in enumerate(INPUTS):
             before = np.take_along_axis(depth_NKV, source_NKMS[:, :, node].astype(np.int64), axis=2)
             depth_NKV[:, :, inputs] = before.max(axis=2) + 1
-        parts = [self.onehot(rows), self.latency_features(rows), *reads, depth_NKV[:, :, -1],
+        parts = [self.onehot(rows), self.edge_counts(rows).reshape(len(rows), -1), *reads, depth_NKV[:, :, -1],
                  np.log(self.cost(rows)[1])[:, None]]
         return np.concatenate(parts, axis=1).astype(np.float32)
 

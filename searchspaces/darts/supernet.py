@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -34,6 +35,17 @@ from searchspaces.space import Tokens
 from searchspaces.supernet import Supernet
 
 Terms = Sequence[Sequence[tuple[int, int, Tensor | int]]]  # per node (input, operation, weight), weights not zero
+
+
+class Value:
+    """What operations read: a map and, once the first of them needs it, its rectified form."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    @cached_property
+    def rectified(self) -> Tensor:
+        return F.relu(self.x)
 
 
 class DepthwiseSeparable(nn.Module):
@@ -92,14 +104,14 @@ class Edge(nn.Module):
         if stride == 2:
             self.add_module(OPERATIONS[SKIP], FactorizedReduce(channels, channels))
 
-    def forward(self, x: Tensor, rectified: Tensor, op: int) -> Tensor:
+    def forward(self, value: Value, op: int) -> Tensor:
         if op == MAX:
-            return F.max_pool2d(x, 3, self.stride, 1)
+            return F.max_pool2d(value.x, 3, self.stride, 1)
         if op == AVG:
-            return F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
+            return F.avg_pool2d(value.x, 3, self.stride, 1, count_include_pad=False)
         if op == SKIP and self.stride == 1:
-            return x
-        return self.get_submodule(OPERATIONS[op])(rectified)
+            return value.x
+        return self.get_submodule(OPERATIONS[op])(value.rectified)
 
 
 class Cell(nn.Module):
@@ -114,19 +126,17 @@ class Cell(nn.Module):
                 f"input{source}": Edge(spec.channels, spec.stride(source)) for source in range(inputs)}))
 
     def forward(self, older: Tensor, previous: Tensor, terms: Terms) -> Tensor:
-        values = [self.preprocess0(F.relu(older)), self.preprocess1(F.relu(previous))]
-        rectified = [F.relu(value) for value in values]
+        values = [Value(self.preprocess0(F.relu(older))), Value(self.preprocess1(F.relu(previous)))]
         for node in range(NODES):
             parts = []
             for source, op, weight in terms[node]:
-                part = self.get_submodule(f"node{node}.input{source}")(values[source], rectified[source], op)
+                part = self.get_submodule(f"node{node}.input{source}")(values[source], op)
                 parts.append(part if isinstance(weight, int) and weight == 1 else weight * part)
             total = parts[0]
             for part in parts[1:]:
                 total = total + part
-            values.append(total)
-            rectified.append(F.relu(total))
-        return torch.cat(values[2:], dim=1)
+            values.append(Value(total))
+        return torch.cat([value.x for value in values[2:]], dim=1)
 
 
 class DartsSupernet(Supernet):

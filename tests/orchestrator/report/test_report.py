@@ -380,6 +380,9 @@ def test_drawing_of_two_cell_types_shows_what_each_operation_reads() -> None:
     assert [cell["label"].split()[0] for cell in cells] == ["normal", "reduction", "normal", "reduction", "normal"]
     assert cells[0]["parts"][4:6] == ["dil_conv_3x3"] * 2 and len(cells[1]["parts"]) == 8
     assert "node3a from 1 skip_connect, node3b from 4 skip_connect" in cells[1]["detail"]
+    script = (Path(__file__).parents[3] / "orchestrator/report/templates/report.js").read_text()
+    colours = script.split("PART_COLOURS = [")[1].split("]")[0].split(",")
+    assert len(set(colours)) >= len({part for cell in (stem, *cells) for part in cell["parts"]}), "two look alike"
 
 
 def test_drawing_grows_with_kernel_and_expansion() -> None:

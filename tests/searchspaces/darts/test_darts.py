@@ -26,6 +26,7 @@ from searchspaces.errors import ConfigError, SpaceError
 from searchspaces.graph import INPUT, GraphBuilder
 from searchspaces.network import GraphNetwork
 from searchspaces.space import Tokens
+from searchspaces.vectorfeatures import vector_features
 
 Cells = Sequence[Sequence[tuple[int, int]]]
 SPACE, SMALL = Darts(), DartsS16()
@@ -212,6 +213,14 @@ def test_sorted_channels_compute_the_same() -> None:
     other = GraphNetwork(graph, {name: torch.from_numpy(array) for name, array in ordered.items()}).eval()
     images = torch.randn(2, 1, 16, 16)
     assert torch.allclose(other(images), network(images), atol=1e-5)
+
+
+def test_latency_features_are_those_of_the_graph_and_counts() -> None:
+    rows = np.concatenate([SMALL.sample_uniform(np.random.default_rng(0), 6), SMALL.canonical(UNAS[None])])
+    features = SMALL.latency_features(rows)
+    assert np.allclose(features[:, :5], [vector_features(SMALL.graph(row)) for row in rows], rtol=1e-5)
+    #                                    skip sep3 max3 dil3 sep5 avg3 sep7 of one normal, of one reduction cell
+    assert features[-1, 5:].tolist() == [2, 2, 0, 3, 1, 0, 0, 2, 2, 0, 0, 2, 2, 0]
 
 
 def test_features_know_what_is_read_and_how_deep() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from searchspaces.darts.mixture import duplicate_penalty, edge_weights, pair_weights
 from searchspaces.darts.skeleton import AVG, OPERATIONS, SEP3, SEP7, SKIP
 from searchspaces.darts.space import Darts
-from searchspaces.darts.supernet import Cell, DartsSupernet, Edge
+from searchspaces.darts.supernet import Cell, DartsSupernet, Edge, Value
 from searchspaces.network import GraphNetwork
 from searchspaces.space import Tokens
 
@@ -93,7 +93,7 @@ def test_a_node_is_the_weighted_sum_of_all_its_operations(supernet: DartsSuperne
         for m in range(node + 2):
             edge = cell.get_submodule(f"node{node}.input{m}")
             assert isinstance(edge, Edge)
-            total += sum(z[m, k] * edge(values[m], F.relu(values[m]), k) for k in range(7))
+            total += sum(z[m, k] * edge(Value(values[m]), k) for k in range(7))
         assert torch.allclose(value, total, atol=1e-5)
 
 
@@ -126,7 +126,7 @@ def test_weights_of_zero_are_left_out_exactly(supernet: DartsSupernet) -> None:
     ran: list[int] = []
     for module in supernet.modules():
         if isinstance(module, Edge):
-            module.register_forward_hook(lambda edge, inputs, output: ran.append(inputs[2]))
+            module.register_forward_hook(lambda edge, inputs, output: ran.append(inputs[1]))
 
     def run(mixture: list[Tensor]) -> tuple[Tensor, int]:
         ran.clear()
