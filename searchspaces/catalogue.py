@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from searchspaces.darts.space import Darts, DartsS16
 from searchspaces.errors import ConfigError
 from searchspaces.mnas.space import Mnas, MnasS16, MnasS32
 from searchspaces.mobilenetv3.space import MobileNetV3, MobileNetV3S16, MobileNetV3S32
@@ -26,6 +27,8 @@ SPACES: dict[str, type[SearchSpace]] = {
     "mnas-s32": MnasS32,
     "mnas-s16": MnasS16,
     "nasbench201": NasBench201,
+    "darts": Darts,
+    "darts-s16": DartsS16,
 }
 FROM_DATA = ("classes", "channels")  # set by the dataset, never an option
 

@@ -20,7 +20,7 @@ from searchspaces.errors import SpaceError
 
 Op = Literal[
     "input", "conv", "batch_norm", "linear", "relu", "relu6", "h_swish", "sigmoid", "h_sigmoid",
-    "add", "mul", "concat", "avg_pool", "max_pool", "global_pool", "flatten", "zeros",
+    "add", "mul", "concat", "shift", "avg_pool", "max_pool", "global_pool", "flatten", "zeros",
 ]
 ACTIVATIONS: tuple[Op, ...] = ("relu", "relu6", "h_swish", "sigmoid", "h_sigmoid")
 INPUT = "input"
@@ -182,6 +182,11 @@ class GraphBuilder:
     def concat(self, xs: tuple[str, ...], name: str) -> str:
         self._alike(xs, f"concat '{name}'", first=1)
         return self._add(Node(name, "concat", xs, (sum(self.shape(x)[0] for x in xs), *self.shape(xs[0])[1:])))
+
+    def shift(self, x: str, name: str) -> str:
+        """The map without its first row and column: a stride of 2 then sees the pixels it would have left out."""
+        channels, height, width = self.shape(x)
+        return self._add(Node(name, "shift", (x,), (channels, height - 1, width - 1)))
 
     def pool(self, x: str, name: str, kind: Literal["avg_pool", "max_pool"], kernel: int, stride: int = 1,
              padding: int | None = None) -> str:

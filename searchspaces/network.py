@@ -92,6 +92,7 @@ OPERATORS: dict[str, Callable[[Node, Sequence[Tensor]], Tensor]] = {
     "add": _add,
     "mul": lambda node, xs: xs[0] * xs[1],
     "concat": lambda node, xs: torch.cat(list(xs), dim=1),
+    "shift": lambda node, xs: xs[0][:, :, 1:, 1:],
     "avg_pool": _avg_pool,
     "max_pool": _max_pool,
     "global_pool": lambda node, xs: F.adaptive_avg_pool2d(xs[0], 1),

@@ -99,6 +99,8 @@ class _Writer:
             self._emit(node, "Clip", [self._value[node.inputs[0]], *bounds])
         elif node.op == "add":
             self._add(node)
+        elif node.op == "shift":
+            self._shift(node)
         elif node.op == "zeros":
             self._write_zeros(node)
         else:
@@ -181,6 +183,11 @@ class _Writer:
             self.nodes.append(helper.make_node("Add", [total, self._value[name]], [partial], name=partial))
             total = partial
         self._emit(node, "Add", [total, self._value[terms[-1]]])
+
+    def _shift(self, node: Node) -> None:
+        bounds = {"starts": (1, 1), "ends": tuple(size + 1 for size in node.shape[1:]), "axes": (2, 3)}
+        names = [self._constant(f"{node.name}.{key}", np.array(value, np.int64)) for key, value in bounds.items()]
+        self._emit(node, "Slice", [self._value[node.inputs[0]], *names])
 
     def _write_zeros(self, node: Node) -> None:
         self._zeros.add(node.name)

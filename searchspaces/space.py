@@ -112,7 +112,11 @@ class SearchSpace(ABC):
         return rows.astype(np.int8)
 
     def canonical(self, tokens_NT: Tokens) -> Tokens:
-        """Dead tokens set to 0. Equality, caching and database keys use this form only."""
+        """Dead tokens set to 0. Equality, caching and database keys use this form only.
+
+        A space in which live tokens can say the same in several ways overrides this and chooses one of them; all
+        other methods must then give for a row what they give for its canonical form.
+        """
         return np.where(self.live_mask(tokens_NT), tokens_NT, 0).astype(np.int8)
 
     def arch_id(self, tokens_T: Tokens) -> str:

@@ -24,6 +24,7 @@ def all_operators() -> GraphBuilder:
     c = builder.add((c, builder.zeros(c, "zeros", builder.shape(c))), "same")
     gate = builder.activation(builder.global_pool(c, "pool"), "gate", "sigmoid")
     c = builder.mul(builder.activation(c, "swish", "h_swish"), builder.activation(gate, "hard", "h_sigmoid"), "mul")
+    c = builder.conv(builder.shift(c, "shift"), "shifted", 12, 1, 2)
     builder.linear(builder.flatten(builder.pool(c, "strided", "max_pool", 2, 2, 0), "flat"), "logits", 4)
     return builder
 
@@ -45,6 +46,14 @@ def test_average_pool_leaves_padding_out() -> None:
     builder.begin_block("pool", -1, "pool")
     builder.flatten(builder.pool("input", "pool", "avg_pool", 3), "flat")
     assert torch.allclose(GraphNetwork(builder.build())(torch.ones(1, 1, 4, 4)), torch.ones(1, 16))
+
+
+def test_shift_drops_the_first_row_and_column() -> None:
+    builder = GraphBuilder(1, 3)
+    builder.begin_block("shift", -1, "shift")
+    builder.flatten(builder.shift("input", "shift"), "flat")
+    images = torch.arange(9.0).reshape(1, 1, 3, 3)
+    assert GraphNetwork(builder.build())(images).tolist() == [[4, 5, 7, 8]]
 
 
 def test_weights_go_in_and_out_by_name() -> None:

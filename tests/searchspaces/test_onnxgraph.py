@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from searchspaces.catalogue import make_space
+from searchspaces.darts.space import DartsS16
 from searchspaces.errors import SpaceError
 from searchspaces.graph import INPUT, Graph, GraphBuilder
 from searchspaces.network import GraphNetwork, recalibrate_batch_norm
@@ -20,6 +21,9 @@ from searchspaces.space import SearchSpace
 
 MOBILE = make_space("mobilenetv3-s32", classes=10, channels=3, options={})
 CELLS = make_space("nasbench201", classes=10, channels=3, options={})
+PAIRS = DartsS16(cells=3, width=4)
+PAIRS_TEXT = ("normal sep3~0+sep5~1 avg3~0+max3~1 dil3~2+dil3~2 skip~3+skip~3 / "
+              "reduction skip~0+sep7~1 avg3~0+max3~1 dil3~0+sep3~2 skip~1+skip~4")
 CELL_TOKENS = np.array([3, 2, 1, 0, 3, 4], dtype=np.int8)
 
 
@@ -37,7 +41,7 @@ def every_operator() -> Graph:
     nothing = builder.zeros(x, "nothing", builder.shape(x))
     total = builder.add((x, nothing, y, z), "total")
     both = builder.concat((total, builder.add((nothing, nothing), "none")), "both")
-    both = builder.activation(both, "both.act", "relu")
+    both = builder.activation(builder.shift(both, "shift"), "both.act", "relu")
     builder.linear(builder.flatten(builder.pool(both, "down", "avg_pool", 2, 2, 0), "flat"), "head", 5, bias=False)
     return builder.build()
 
@@ -81,7 +85,7 @@ def optimised_operators(model: onnx.ModelProto, folder: Path) -> Counter[str]:
 
 
 GRAPHS = {"every operator": every_operator(), "mobilenetv3": MOBILE.graph(MOBILE.extremes()[1]),
-          "nasbench201": CELLS.graph(CELL_TOKENS)}
+          "nasbench201": CELLS.graph(CELL_TOKENS), "darts": PAIRS.graph(PAIRS.parse(PAIRS_TEXT))}
 
 
 @pytest.mark.parametrize("batch", [3, None])
@@ -142,7 +146,7 @@ def test_missing_and_misshapen_weights_are_named() -> None:
         to_onnx(graph, weights)
 
 
-@pytest.mark.parametrize("space", [MOBILE, CELLS], ids=["mobilenetv3", "nasbench201"])
+@pytest.mark.parametrize("space", [MOBILE, CELLS, PAIRS], ids=["mobilenetv3", "nasbench201", "darts"])
 def test_every_sampled_architecture_is_a_valid_file(space: SearchSpace) -> None:
     for tokens_T in np.concatenate([space.extremes(), space.sample_uniform(np.random.default_rng(1), 4)]):
         graph = space.graph(tokens_T)

@@ -24,6 +24,7 @@ from orchestrator.report.data import TRIAL_COLUMNS, read_run
 from orchestrator.report.drawing import drawing_data
 from orchestrator.report.figures import front_figure, hypervolume_figure, noise_floor, prediction_error
 from orchestrator.report.page import json_in_html, page_data, render, safe_link, write_report
+from searchspaces.darts.space import DartsS16
 from searchspaces.mnas.space import MnasS16
 from searchspaces.nasbench201.space import NasBench201
 from tests.leftovers import mark
@@ -389,6 +390,20 @@ def test_drawing_of_a_cell_space_shows_its_operations() -> None:
     cell = data["blocks"][data["architectures"]["one"][1]]
     assert sorted(cell["parts"]) == sorted(space.choices[i].values[t] for i, t in enumerate(tokens))
     assert -1 not in data["architectures"]["one"]
+
+
+def test_drawing_of_two_cell_types_shows_what_each_operation_reads() -> None:
+    space = DartsS16()
+    tokens = space.parse("normal sep3~0+sep5~1 avg3~0+max3~1 dil3~2+dil3~2 skip~3+skip~3 / "
+                         "reduction skip~0+sep7~1 avg3~0+max3~1 dil3~0+sep3~2 skip~1+skip~4")
+    data = drawing_data(space, {"one": tokens})
+    stem, *cells, head = (data["blocks"][i] for i in data["architectures"]["one"])
+    assert [cell["label"].split()[0] for cell in cells] == ["normal", "reduction", "normal", "reduction", "normal"]
+    assert cells[0]["parts"][4:6] == ["dil_conv_3x3"] * 2 and len(cells[1]["parts"]) == 8
+    assert "node3a from 1 skip_connect, node3b from 4 skip_connect" in cells[1]["detail"]
+    script = (Path(__file__).parents[3] / "orchestrator/report/templates/report.js").read_text()
+    colours = script.split("PART_COLOURS = [")[1].split("]")[0].split(",")
+    assert len(set(colours)) >= len({part for cell in (stem, *cells) for part in cell["parts"]}), "two look alike"
 
 
 def test_drawing_grows_with_kernel_and_expansion() -> None:
