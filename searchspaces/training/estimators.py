@@ -120,7 +120,7 @@ def relax(loss_at_z: Tensor, surrogate: Loss, drawn: Draw) -> Tensor:
 
 
 def one_pass(loss_at_z: Tensor, surrogate_at_zeta_hat: Tensor, drawn: Draw) -> Tensor:
-    """The same for coupled noise with one evaluation of the surrogate, at `drawn.zeta_hat` (specification 4, step 4)."""
+    """The same for coupled noise with one evaluation of the surrogate, at zeta_hat (specification 4, step 4)."""
     return (loss_at_z - surrogate_at_zeta_hat).detach() * drawn.log_p + surrogate_at_zeta_hat
 
 

@@ -130,7 +130,7 @@ def test_equation_five_as_printed_ignores_the_measured_latency() -> None:
     assert np.abs(gradients[0].mean(0) - gradients[1].mean(0)).max() > 0.05
 
 
-# --- staleness: drawn from phi, measured, used while phi has moved on ---------------------------------------------------
+# --- staleness: drawn from phi, measured, used while phi has moved on ------------------------------------------------
 
 
 def off_policy_rows(old: Tensor, samples: int = SAMPLES, weighted: bool = True) -> np.ndarray:
