@@ -28,8 +28,8 @@ def generalisation_loss(train_B: Tensor, validation_B: Tensor, weight: float, ga
     return (train_B + weight * (validation_B - train_B).abs()).mean()
 
 
-def ramp(step: int, weight: float, steps: float) -> float:
-    """Rises linearly from 0 to `weight` over `steps`, then stays."""
+def ramp(step: float, weight: float, steps: float) -> float:
+    """Rises linearly from 0 to `weight` over `steps`, then stays; both in steps, or both as shares of a search."""
     return weight * min(1.0, step / steps) if steps > 0 else weight
 
 
