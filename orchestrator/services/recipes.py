@@ -11,7 +11,7 @@ from orchestrator.config import Config
 from orchestrator.controllers.catalogue import check_controller_options, controller_class
 from orchestrator.data.accuracy import Recipe, TrainingAccuracy
 from orchestrator.record.store import RunStore
-from searchspaces.training.steps import TrainingSettings
+from searchspaces.training.sandwich import SandwichSettings
 
 
 def slots_needed(config: Config) -> int:
@@ -44,7 +44,7 @@ def proxy_settings(config: Config, epochs: int) -> ProxySettings:
 def supernet_settings(config: Config) -> SupernetSettings:
     """The actor's settings from the configuration's section."""
     s = config.supernet
-    training = TrainingSettings(lr=s.learning_rate, weight_decay=s.weight_decay, sampler=s.sampler,
+    training = SandwichSettings(lr=s.learning_rate, weight_decay=s.weight_decay, sampler=s.sampler,
                                 subnets=s.subnets, distill_weight=s.distillation)
     return SupernetSettings(training=training, epochs=s.epochs, batch_size=s.batch_size, seed=config.seed,
                             augmentation=Augmentation(padding=s.crop_padding, flip=s.flip),
