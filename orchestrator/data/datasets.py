@@ -16,18 +16,20 @@ from pydantic import Field, model_validator
 
 from actors.data import Images, Splits, stratified
 from orchestrator.data.imagefiles import Labelled, Reading, read_folder, read_parquet
+from orchestrator.data.scattered import scattered
 from orchestrator.settings import MANY, SEEDS, Section
 from searchspaces.errors import ConfigError, DataError
 from searchspaces.plugins import load_object, user_code
 
-BUILT_IN = ("digits", "parquet", "folder")
+BUILT_IN = ("digits", "scattered_digits", "parquet", "folder")
 MIN_PER_CLASS = 3  # one image for each of train, val and test
 
 
 class DataSettings(Section):
     """Where the images come from. `data: digits` is short for `data: {name: digits}`."""
 
-    name: str = Field("digits", description="digits, parquet, folder, module:function or module:Class")
+    name: str = Field("digits", description="digits, scattered_digits, parquet, folder, module:function or "
+                                                      "module:Class")
     train: Path | None = Field(None, description="Parquet file or image folder to train and validate on")
     test: Path | None = Field(None, description="the same for the final report; none: set aside from train")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of the training data that the search chooses by")
@@ -63,6 +65,8 @@ def load_dataset(settings: DataSettings) -> Splits:
     """The configured dataset, or DataError in one sentence. Relative paths start at the working directory."""
     if settings.name == "digits":
         source, test, name = _digits(), None, "digits"
+    elif settings.name == "scattered_digits":
+        return scattered(_split(settings, _digits(), None, settings.name), settings.seed)
     elif settings.name == "parquet":
         source, test, name = _files(settings, read_parquet)
     elif settings.name == "folder":
