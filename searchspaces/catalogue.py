@@ -16,6 +16,7 @@ from searchspaces.mnas.space import Mnas, MnasS16, MnasS32
 from searchspaces.mobilenetv3.space import MobileNetV3, MobileNetV3S16, MobileNetV3S32
 from searchspaces.nasbench201.space import NasBench201
 from searchspaces.plugins import check_options, load_object
+from searchspaces.proxylessnas.space import ProxylessNas, ProxylessNasS16, ProxylessNasS32
 from searchspaces.space import SearchSpace
 
 SPACES: dict[str, type[SearchSpace]] = {
@@ -28,6 +29,9 @@ SPACES: dict[str, type[SearchSpace]] = {
     "nasbench201": NasBench201,
     "darts": Darts,
     "darts-s16": DartsS16,
+    "proxylessnas": ProxylessNas,
+    "proxylessnas-s32": ProxylessNasS32,
+    "proxylessnas-s16": ProxylessNasS16,
 }
 FROM_DATA = ("classes", "channels")  # set by the dataset, never an option
 
