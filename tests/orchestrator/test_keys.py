@@ -29,7 +29,7 @@ def test_every_key_has_a_meaning() -> None:
     ("search.rollouts", Key("search.rollouts", "int or auto", "auto", ">= 1, <= 4096", "rollout workers (trainers: "
                             "accuracy.workers); auto: one per spare CPU, at most 4 per GPU")),
     ("accuracy.table.unit", Key("accuracy.table.unit", "float", "0.01", "> 0",
-                                "value of 1 in the accuracy column: 0.01 for per cent")),
+                                "value of 1 in these columns: 0.01 for per cent")),
     ("controller.pnag.posterior.trees", Key("controller.posterior.trees", "int", "100", ">= 2, <= 1000000",
                                             "of the random forest")),
 ])
