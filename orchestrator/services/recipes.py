@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors.data import Augmentation
+from actors.data import Augmentation, Images
 from actors.rollout.trainer import ProxySettings
 from actors.supernet.actor import SupernetSettings
 from orchestrator.cluster.joining import usable_cores
@@ -13,6 +13,7 @@ from orchestrator.controllers.catalogue import check_controller_options, control
 from orchestrator.data.accuracy import Recipe, TrainingAccuracy
 from orchestrator.record.goals import Goal
 from orchestrator.record.store import RunStore
+from searchspaces.errors import ConfigError
 from searchspaces.training.sandwich import SandwichSettings
 from searchspaces.training.training import TrainingMethod
 from searchspaces.training.weights import WeightSettings
@@ -53,6 +54,21 @@ def own_training(config: Config, goals: Sequence[Goal]) -> TrainingMethod | None
     return controller_class(name).training(
         check_controller_options(name, config.controller.options), {goal.label: goal.budgets_ms for goal in goals},
         WeightSettings(lr=s.learning_rate, weight_decay=s.weight_decay), s.workers)
+
+
+def check_training(config: Config, train: Images) -> None:
+    """ConfigError where the controller's own training of the supernet cannot work, before anything starts."""
+    name = config.controller.name
+    if controller_class(name).needs_supernet and config.accuracy.source != "supernet":
+        raise ConfigError(f"controller {name} learns beside the weights of a supernet, but accuracies come from "
+                          f"{config.accuracy.source}; use accuracy: supernet, or another controller")
+    method = own_training(config, [Goal("any", (), (1.0,))])
+    share = 0.0 if method is None else method.held_out_share
+    count, batch = round(share * len(train)), config.supernet.batch_size
+    if share and min(count, len(train) - count) < batch:
+        raise ConfigError(f"controller {name} holds {share:g} of {len(train)} training images out, which leaves "
+                          f"{count} and {len(train) - count}, too few for a batch of {batch}; change "
+                          "controller.validation, or lower supernet.batch_size")
 
 
 def supernet_settings(config: Config, goals: Sequence[Goal]) -> SupernetSettings:

@@ -18,6 +18,8 @@ from searchspaces.training.weights import WeightSettings
 
 
 class Unas(DerivedUnas):
+    needs_supernet = True
+
     @classmethod
     def settings_model(cls) -> type[BaseModel]:
         return UnasOptions

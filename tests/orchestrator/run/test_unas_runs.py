@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import yaml
 
+from orchestrator.config import parse_config
 from orchestrator.record.store import RunStore, read_json
+from orchestrator.run.search import Search
 from orchestrator.run.stages.collapse import collapsed
 from orchestrator.services.context import load_state
+from searchspaces.errors import ConfigError
 from tests.orchestrator.run.test_search import TINY, finish, stage, start, when
 
 TARGET = {"name": "tests.orchestrator.plugins:Weighing", "unit": 1.0}
@@ -75,3 +78,20 @@ def test_a_distribution_that_settles_early_is_said() -> None:
     sure, open_ = np.array([20.0, 0.0, 0.0]), np.zeros(3)
     assert "budget 2 is settled after 30%" in collapsed({"0.0": open_, "1.0": sure, "1.1": sure}, 0.3)
     assert collapsed({"0.0": sure, "0.1": open_}, 0.3) == "" and collapsed({"0.0": sure}, 0.6) == ""
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"accuracy": {"source": "training"}}, "learns beside the weights of a supernet"),
+    ({"supernet": {"batch_size": 512}}, "too few for a batch of 512"),
+    ({"controller": UNAS | {"validation": 0.02}}, "change controller.validation"),
+    ({"controller": UNAS | {"temperature": 0}}, "option 'temperature' of controller unas is 0"),
+    ({"controller": UNAS | {"generalisation": -1}}, "option 'generalisation' of controller unas is -1"),
+    ({"controller": UNAS | {"latency": {"mode": "hing"}}}, "'hinge' or 'linear'"),
+    ({"controller": UNAS | {"temprature": 1}}, "did you mean 'temperature'"),
+    ({"space": "mnas-s16"}, "has no supernet")])
+def test_what_cannot_work_is_refused_before_anything_starts(changes: dict[str, object], words: str,
+                                                            tmp_path: Path) -> None:
+    config = parse_config(yaml.safe_load(TINY) | {"controller": UNAS} | changes, "test")
+    with pytest.raises(ConfigError, match=words):
+        Search(config, runs=tmp_path)
+    assert not list(tmp_path.iterdir())
