@@ -29,7 +29,8 @@ PLAN: tuple[tuple[str, ...], ...] = (
     ("orchestrator/frontier.py", "orchestrator/interrupt.py", "orchestrator/data"),
     ("orchestrator/config.py", "orchestrator/controllers"),
     ("orchestrator/record", "orchestrator/prediction", "orchestrator/controllers/baselines"),
-    ("orchestrator/controllers/pnag", "orchestrator/controllers/fnas", "orchestrator/cluster"),
+    ("orchestrator/controllers/pnag", "orchestrator/controllers/fnas", "orchestrator/controllers/unas",
+     "orchestrator/cluster"),
     ("orchestrator/handover", "orchestrator/report"),
     ("orchestrator/services",),                               # what the stages of a run share
     ("orchestrator/run/stages",),

@@ -36,7 +36,7 @@ from orchestrator.run.stages.explore import explore
 from orchestrator.run.stages.measure import measure
 from orchestrator.run.stages.train import train
 from orchestrator.services.context import Leaders, RunContext, data_and_space
-from orchestrator.services.recipes import slots_needed
+from orchestrator.services.recipes import check_training, slots_needed
 from orchestrator.services.services import Services
 from orchestrator.services.warmstart import check_earlier, freeze_earlier, is_frozen
 from searchspaces.errors import BudgetError
@@ -81,6 +81,7 @@ class Search:
         for target in config.targets:
             check_options(target.name, target.options)
         check_controller_options(config.controller.name, config.controller.options)
+        check_training(config, self._splits.train)
         if resumed is None:
             check_earlier(config, runs, self._space, self._splits)
         self._open: Callable[[], RunStore] = lambda: resumed or RunStore.create(

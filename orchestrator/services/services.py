@@ -32,7 +32,7 @@ from orchestrator.config import Config
 from orchestrator.controllers.controller import Proposal
 from orchestrator.data.accuracy import Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.data.sources import read_table
-from orchestrator.record.goals import target_state
+from orchestrator.record.goals import read_goals, target_state
 from orchestrator.record.store import RunStore
 from orchestrator.services.recipes import controller_cpus, knowledge_folder, proxy_settings, supernet_settings
 from searchspaces.space import SearchSpace
@@ -158,7 +158,8 @@ class Services:
     def _supernet_service(self) -> SupernetService:
         self.begin_training()
         if self._supernet is None:
-            settings = replace(supernet_settings(self._config), num_gpus=self._supernet_gpus())
+            settings = replace(supernet_settings(self._config, read_goals(self._store, self._config)),
+                               num_gpus=self._supernet_gpus())
             self._supernet = SupernetService(
                 self._space, self._splits.train, self._preprocessing, settings, self._store.path / "checkpoints",
                 name=f"supernet-{self._store.name}", check=self._check)
