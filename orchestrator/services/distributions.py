@@ -25,7 +25,7 @@ def save_distributions(run: RunContext) -> None:
     """Does nothing where the supernet is trained without distributions."""
     learned = run.wait(run.services.supernet().distribution.remote())
     if learned:
-        save_state(run.store, NAME, learned)
+        save_state(run.store, NAME, {name: np.array(logits) for name, logits in learned.items()})  # not the store's
 
 
 def distributions(run: RunContext, goal: Goal) -> tuple[Logits, ...]:
