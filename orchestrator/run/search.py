@@ -78,6 +78,7 @@ class Search:
         check_controller_options(config.controller.name, config.controller.options)
         if resumed is None:
             check_earlier(config, runs, self._space, self._splits)
+        self._new = resumed is None
         self._open: Callable[[], RunStore] = lambda: resumed or RunStore.create(
             runs, name or config.name or default_name(Path("run")), dump_config(config), environment())
 
@@ -92,8 +93,8 @@ class Search:
         """Runs the stages that are left; returns what was handed over, one entry per budget.
 
         Raises BudgetError at the end, after everything is written, if a budget of the user's got no model;
-        ParetorayError for what a user can repair and Interrupted after Ctrl-C or SIGTERM: then the console says how to
-        resume.
+        ParetorayError for what a user can repair and Interrupted after Ctrl-C or SIGTERM: then a note on the error says
+        how to resume. A new run that recorded nothing leaves no folder.
         """
         store: RunStore | None = None
         try:
@@ -105,9 +106,8 @@ class Search:
                 store = opened      # from here on there is something to resume
                 return self._run(store)
         except BaseException as error:
-            # A budget that nobody can meet is refused again, however often the run is resumed.
-            if store is not None and _reached(store) is not Stage.DONE and not isinstance(error, BudgetError):
-                self._say_how_to_resume(store, error)
+            if store is not None and (advice := self._advice(store, error)):
+                error.add_note(advice)
             raise
 
     def _run(self, store: RunStore) -> list[Delivered]:
@@ -149,10 +149,17 @@ class Search:
         label = entry.target if entry.target in labels else labels[0]
         return entry.budget_ms in self.config.budgets.of(label).values_ms
 
-    def _say_how_to_resume(self, store: RunStore, error: BaseException) -> None:
+    def _advice(self, store: RunStore, error: BaseException) -> str:
+        """What becomes of the run after this error; "" where there is nothing to say."""
         what = "stopped" if isinstance(error, Interrupted | KeyboardInterrupt) else "ended with an error"
-        self.console.print(f"run {store.name} {what} in stage '{_reached(store).value}'; everything recorded is kept, "
-                           f"go on with: paretoray resume {store.name}", highlight=False, soft_wrap=True)
+        if self._new and not store.recorded:
+            store.discard()
+            return f"run {store.name} {what} before anything was recorded; its folder is removed"
+        # A budget that nobody can meet is refused again, however often the run is resumed.
+        if _reached(store) is Stage.DONE or isinstance(error, BudgetError):
+            return ""
+        return (f"run {store.name} {what} in stage '{_reached(store).value}'; everything recorded is kept, go on with: "
+                f"paretoray resume {store.name}")
 
 
 def _reached(store: RunStore) -> Stage:
