@@ -15,9 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from actors.targets.target import CPU_RESOURCE, Claim
+from orchestrator.cluster.embedded import start_embedded
 from orchestrator.config import ClusterSettings
 from searchspaces.errors import ClusterError
 
@@ -63,27 +62,16 @@ def connected(settings: ClusterSettings, address: str | None, slots: int = 0,
     if address:
         _join(address, own)
     else:
-        _start_local(settings, slots, resources)
+        start_embedded(settings, slots, resources)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _start_local(settings: ClusterSettings, slots: int, resources: Mapping[str, float]) -> None:
-    import ray
-
-    # Training, rollouts and measuring take turns, so each may have all cores: Ray counts slots, not cores. With fewer
-    # slots than actors (one core, two rollouts asked for) the last actor would wait for ever.
-    cpus = max(2 * (settings.cpus or usable_cores()) + 1, slots)
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    memory = settings.object_store_mb * 2**20 if settings.object_store_mb else None
-    ray.init(address="local", num_cpus=cpus, resources=dict(resources), object_store_memory=memory,
-             include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False, configure_logging=False)
-
-
 def _join(address: str, own: Sequence[str]) -> None:
     import ray
+    from ray.exceptions import RayError
 
     if address != "auto":
         check_reachable(address)
@@ -92,7 +80,7 @@ def _join(address: str, own: Sequence[str]) -> None:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False,
                  runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}} | ({} if inside_job else
                                                                  {"py_modules": [*_package_folders(), *own]}))
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(f"cannot join the Ray cluster at {address} ({str(error).splitlines()[0]}); check the "
                            "address, and RAY_AUTH_MODE and its token if the cluster asks for one") from error
 
@@ -121,10 +109,6 @@ def _package_folders() -> list[str]:
     """Folders of our packages, shipped to the nodes of a cluster that do not have them installed."""
     root = Path(__file__).parents[2]
     return [str(root / name) for name in PACKAGES]
-
-
-def usable_cores() -> int:
-    return len(psutil.Process().cpu_affinity())
 
 
 def total_cpus() -> int:

@@ -26,8 +26,9 @@ from actors.rollout.pool import PoolSettings, RolloutPool
 from actors.rollout.trainer import ProxyEvaluatorFactory
 from actors.supernet.actor import SupernetService
 from actors.targets.target import Claim
+from orchestrator.cluster.embedded import usable_cores
 from orchestrator.cluster.gpus import PER_GPU, GpuOffer, places, rollout_share, supernet_share, trainer_share
-from orchestrator.cluster.joining import device_claims, total_cpus, usable_cores
+from orchestrator.cluster.joining import device_claims, total_cpus
 from orchestrator.config import Config
 from orchestrator.controllers.controller import Proposal
 from orchestrator.data.accuracy import Recipe, TableAccuracy, TrainingAccuracy
