@@ -17,6 +17,7 @@ from typing import Any
 
 from actors.targets.target import CPU_RESOURCE, Claim
 from orchestrator.cluster.embedded import start_embedded
+from orchestrator.cluster.watch import Watch
 from orchestrator.config import ClusterSettings
 from searchspaces.errors import ClusterError
 
@@ -49,24 +50,33 @@ def is_local(address: str | None) -> bool:
 
 @contextlib.contextmanager
 def connected(settings: ClusterSettings, address: str | None, slots: int = 0,
-              resources: Mapping[str, float] = LOCAL_RESOURCES, own: Sequence[str] = ()) -> Iterator[None]:
+              resources: Mapping[str, float] = LOCAL_RESOURCES, own: Sequence[str] = ()) -> Iterator[Watch]:
     """Ray is initialised inside; what was started here is shut down at the end, a joined cluster is only left. A local
     Ray gets at least `slots` CPUs and offers `resources`: this machine's devices (devices.announced_resources). `own`:
-    modules that travel to a joined cluster (ownmodules.own_modules)."""
+    modules that travel to a joined cluster (ownmodules.own_modules). The watch yielded looks after the Ray that was
+    started or joined here; ClusterError where an error inside was Ray's death."""
     import ray
 
+    watch = Watch()
     if ray.is_initialized():
-        yield
+        yield watch
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    if address:
-        _join(address, own)
-    else:
-        start_embedded(settings, slots, resources)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with watch.guarded():
+        if address:
+            _join(address, own)
+        else:
+            start_embedded(settings, slots, resources)
+            watch.begin()
+        try:
+            yield watch
+        except Exception as error:
+            if reason := watch.lost():
+                raise ClusterError(reason) from error
+            raise
+        finally:
+            watch.end()
+            ray.shutdown()
 
 
 def _join(address: str, own: Sequence[str]) -> None:

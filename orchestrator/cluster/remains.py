@@ -27,11 +27,16 @@ def ray_processes(driver: psutil.Process) -> set[psutil.Process]:
     return found
 
 
-def end_processes(processes: Iterable[psutil.Process]) -> None:
-    """Kills those that live, and waits until they are gone."""
-    left = []
+def kill(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that lived."""
+    killed = []
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()
-            left.append(process)
-    psutil.wait_procs(left, timeout=END_TIMEOUT_S)
+            killed.append(process)
+    return killed
+
+
+def end_processes(processes: Iterable[psutil.Process]) -> None:
+    """Kills them, and waits until they are gone."""
+    psutil.wait_procs(kill(processes), timeout=END_TIMEOUT_S)

@@ -5,6 +5,7 @@ Each stage does what its recorded results lack, so entering it again after a cra
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -18,6 +19,7 @@ from actors.targets.catalogue import check_options
 from orchestrator.cluster.devices import local_devices
 from orchestrator.cluster.joining import connected, environment, is_local
 from orchestrator.cluster.ownmodules import own_modules
+from orchestrator.cluster.watch import Watch
 from orchestrator.config import Config, dump_config, load_config
 from orchestrator.controllers.catalogue import check_controller_options
 from orchestrator.data.sources import check_accuracy
@@ -37,7 +39,7 @@ from orchestrator.services.context import Leaders, RunContext, data_and_space
 from orchestrator.services.recipes import slots_needed
 from orchestrator.services.services import Services
 from orchestrator.services.warmstart import check_earlier, freeze_earlier, is_frozen
-from searchspaces.errors import BudgetError
+from searchspaces.errors import BudgetError, ClusterError
 
 
 class Stage(Enum):
@@ -99,18 +101,18 @@ class Search:
         store: RunStore | None = None
         try:
             slots, devices = slots_needed(self.config), local_devices(self.config, self.address)
-            with connected(self.config.cluster, self.address, slots, devices, own_modules(self.config)), \
-                    self.stop.installed():
+            with connected(self.config.cluster, self.address, slots, devices, own_modules(self.config)) \
+                    as watch, self.stop.installed():
                 opened = self._open()
                 opened.lock()
                 store = opened      # from here on there is something to resume
-                return self._run(store)
+                return self._run(store, watch)
         except BaseException as error:
             if store is not None and (advice := self._advice(store, error)):
                 error.add_note(advice)
             raise
 
-    def _run(self, store: RunStore) -> list[Delivered]:
+    def _run(self, store: RunStore, watch: Watch) -> list[Delivered]:
         preprocessing = Preprocessing.fit(self._splits.train, input_shape(self._space)[1])
         store.update_state(dataset=self._splits.name, classes=list(self._splits.classes),
                            channels=self._splits.channels)
@@ -125,6 +127,7 @@ class Search:
             metrics = stack.enter_context(contextlib.closing(
                 RunMetrics(store.path, store.name, target_state(store, self.config.labels[0]).get("slowest_ms"))))
             progress = stack.enter_context(Progress(self.console, title=f"paretoray {store.name}"))
+            watch.farewell = functools.partial(self._farewell, store, progress)
             context = RunContext(self.config, store, self._space, self._splits, preprocessing, services, progress,
                                  self.stop, metrics, Leaders())
             for note in notes:
@@ -134,9 +137,11 @@ class Search:
                 if _reached(store) is stage:
                     metrics.stage(stage.value)
                     store.event("stage", stage=stage.value)
+                    watch.at_death(self._how_to_go_on(store, "was killed"))
                     step(context)
                     store.update_state(stage=_next(stage).value)
             metrics.stage(Stage.DONE.value)
+        watch.at_death("")
         entries = delivered_entries(store, self.config)
         progress.final_table(final_rows(entries))
         self.console.print(f"report: {write_report(store.path, self._space)}", highlight=False, soft_wrap=True)
@@ -158,8 +163,18 @@ class Search:
         # A budget that nobody can meet is refused again, however often the run is resumed.
         if _reached(store) is Stage.DONE or isinstance(error, BudgetError):
             return ""
+        return self._how_to_go_on(store, what)
+
+    def _how_to_go_on(self, store: RunStore, what: str) -> str:
         return (f"run {store.name} {what} in stage '{_reached(store).value}'; everything recorded is kept, go on with: "
                 f"paretoray resume {store.name}")
+
+    def _farewell(self, store: RunStore, progress: Progress, reason: str) -> None:
+        """Ray has died and this process ends: what the main thread would say if it still could."""
+        error = ClusterError(reason)
+        progress.close()
+        for sentence in (f"error: {error}", self._advice(store, error)):
+            Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def _reached(store: RunStore) -> Stage:
