@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -61,4 +62,6 @@ def guard(driver: psutil.Process, pipe: int) -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):   # it ends when the driver does
+        signal.signal(number, signal.SIG_IGN)
     guard(psutil.Process(int(sys.argv[1])), sys.stdin.fileno())

@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 log = logging.getLogger(__name__)
 PARTS = ("raylet", "gcs_server")    # without either no Ray goes on
 LOOK_S = 0.5
@@ -27,18 +25,20 @@ GUARD_END_S = 10.0
 EXIT_CODE = 2           # of every error that a user reads as one sentence
 
 
-def say_error(reason: str) -> None:
-    Console(stderr=True).print(f"error: {reason}", markup=False, highlight=False, soft_wrap=True)
+def one_error(reason: str) -> tuple[int, list[str]]:
+    return EXIT_CODE, [f"error: {reason}"]
 
 
 class Watch:
     """Does nothing until `guarded`. `farewell` is called from another thread with the reason, when Ray has died and
-    just before this process ends; it must not need Ray."""
+    just before this process ends: with the exit code that it returns, and its lines as the last that a user reads. It
+    must not need Ray."""
 
     def __init__(self) -> None:
-        self.farewell: Callable[[str], None] = say_error
+        self.farewell: Callable[[str], tuple[int, list[str]]] = one_error
         self._guard: subprocess.Popen[bytes] | None = None
         self._over = threading.Event()
+        self._stderr = -1   # our own: the process's may be silenced for a moment, and Ray may hang in that moment
 
     def at_death(self, sentence: str) -> None:
         """What the guard says if this process dies from now on; "" for nothing."""
@@ -49,6 +49,8 @@ class Watch:
         """Ray may be started inside; outside it has ended."""
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        with contextlib.suppress(OSError):      # there may be none
+            self._stderr = os.dup(2)
         try:
             # A session of its own: Ctrl-C and a closed terminal do not reach it.
             self._guard = subprocess.Popen([sys.executable, "-m", "orchestrator.cluster.guard", str(os.getpid())],
@@ -63,6 +65,8 @@ class Watch:
             if self._guard is not None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._guard.wait(GUARD_END_S)
+            with contextlib.suppress(OSError):
+                os.close(self._stderr)
 
     def begin(self) -> None:
         """Ray has been started here."""
@@ -94,9 +98,11 @@ class Watch:
                 hurry = threading.Timer(FAREWELL_S, os._exit, [EXIT_CODE])
                 hurry.daemon = True
                 hurry.start()
-                self.farewell(reason)
+                code, lines = self.farewell(reason)
+                with contextlib.suppress(OSError):
+                    os.write(self._stderr, "".join(f"{line}\n" for line in lines).encode())
                 self.at_death("")
-                os._exit(EXIT_CODE)
+                os._exit(code)
 
     def _tell(self, **message: Any) -> None:
         if self._guard is not None and self._guard.stdin is not None:

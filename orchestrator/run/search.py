@@ -19,7 +19,7 @@ from actors.targets.catalogue import check_options
 from orchestrator.cluster.devices import local_devices
 from orchestrator.cluster.joining import connected, environment, is_local
 from orchestrator.cluster.ownmodules import own_modules
-from orchestrator.cluster.watch import Watch
+from orchestrator.cluster.watch import EXIT_CODE, Watch
 from orchestrator.config import Config, dump_config, load_config
 from orchestrator.controllers.catalogue import check_controller_options
 from orchestrator.data.sources import check_accuracy
@@ -169,12 +169,15 @@ class Search:
         return (f"run {store.name} {what} in stage '{_reached(store).value}'; everything recorded is kept, go on with: "
                 f"paretoray resume {store.name}")
 
-    def _farewell(self, store: RunStore, progress: Progress, reason: str) -> None:
+    def _farewell(self, store: RunStore, progress: Progress, reason: str) -> tuple[int, list[str]]:
         """Ray has died and this process ends: what the main thread would say if it still could."""
-        error = ClusterError(reason)
         progress.close()
-        for sentence in (f"error: {error}", self._advice(store, error)):
-            Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)
+        try:
+            self.stop.check()
+        except Interrupted as stop:     # whoever ended this process ended Ray with it
+            return 128 + stop.signal_number, [self._advice(store, stop)]
+        error = ClusterError(reason)
+        return EXIT_CODE, [f"error: {error}", self._advice(store, error)]
 
 
 def _reached(store: RunStore) -> Stage:
