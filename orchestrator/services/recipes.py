@@ -7,7 +7,7 @@ from pathlib import Path
 from actors.data import Augmentation, Images
 from actors.rollout.trainer import ProxySettings
 from actors.supernet.actor import SupernetSettings
-from orchestrator.cluster.joining import usable_cores
+from orchestrator.cluster.embedded import usable_cores
 from orchestrator.config import Config
 from orchestrator.controllers.catalogue import check_controller_options, controller_class
 from orchestrator.data.accuracy import Recipe, TrainingAccuracy
