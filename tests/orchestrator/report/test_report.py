@@ -70,11 +70,11 @@ def test_browser_of_the_system_or_of_playwright_or_what_to_install(tmp_path: Pat
 
     def launch() -> str:
         names = dict.fromkeys(("PATH", "PLAYWRIGHT_BROWSERS_PATH", "HOME"), str(tmp_path))
-        # The session's folder: Playwright leaves a profile where it finds no browser, and Chromium's socket needs a
-        # short path.
-        environment = names | mark() | {"TMPDIR": tempfile.gettempdir()}
-        done = subprocess.run([sys.executable, "-c", LAUNCH], cwd=ROOT, env=environment, capture_output=True, text=True,
-                              timeout=120)
+        # Playwright leaves a profile where it finds no browser; and Chromium's socket needs a shorter path than tmp_path.
+        with tempfile.TemporaryDirectory() as place:
+            environment = names | mark() | {"TMPDIR": place}
+            done = subprocess.run([sys.executable, "-c", LAUNCH], cwd=ROOT, env=environment, capture_output=True,
+                                  text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
