@@ -1,17 +1,26 @@
-# make quickstart | make test: both create .venv when it is missing.
+# make quickstart   a first search, a few minutes
+# make test         what to run after a change: one of each kind of thing
+# make test-slow    the rest: whole runs, kills, clusters; CI runs both
+# make lint         ruff and mypy
+# All of them create .venv when it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test test-slow lint
 
 quickstart: $(VENV)/.installed
 	$(BIN)/paretoray search configs/quickstart.yaml
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not alone" --numprocesses=$(TEST_WORKERS) --dist=loadfile
-	$(BIN)/python -m pytest -m alone
+	$(PYTEST) -m "not slow and not alone" --numprocesses=$(TEST_WORKERS) --dist=loadfile
+	$(PYTEST) -m "not slow and alone"
+
+test-slow: $(VENV)/.installed
+	$(PYTEST) -m "slow and not alone" --numprocesses=$(TEST_WORKERS) --dist=loadfile
+	$(PYTEST) -m "slow and alone" || [ $$? -eq 5 ]  # there may be none
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -29,6 +29,20 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or t
 RUNS = Path("runs")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from paretoray import __version__
+
+        stdout.print(f"paretoray {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help=(
+        "Print the version."))] = False) -> None:
+    """Options of no command."""
+
+
 @app.command()
 def search(config: Annotated[Path, typer.Argument(help="YAML file, see configs/.")],
            name: Annotated[str | None, typer.Option(help="Run name; default: the file's name and the time.")] = None,
@@ -39,7 +53,22 @@ def search(config: Annotated[Path, typer.Argument(help="YAML file, see configs/.
     from orchestrator.run.search import Search, default_name
 
     loaded = load_config(config, set_ or [])
-    Search(loaded, runs=runs, name=name or loaded.name or default_name(config), address=address).run()
+    Search(loaded, runs=runs, name=loaded.name or default_name(config) if name is None else name,
+           address=address).run()
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="Folder with a sub-folder of images per class, or Parquet file.")],
+         out: Annotated[Path | None, typer.Option(help="File to write; default: configs/NAME.yaml where there is a "
+                                                       "folder configs, else NAME.yaml.")] = None,
+         force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False) -> None:
+    """Look at your images and this machine, and write an annotated configuration that runs."""
+    prepare_environment(None)
+    from orchestrator.init import write_config
+
+    name = Path(f"{path.resolve().stem or 'mine'}.yaml")
+    for sentence in write_config(path, out or ("configs" / name if Path("configs").is_dir() else name), force):
+        stdout.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -74,7 +103,7 @@ def generate(run: RunName,
 
 @app.command()
 def measure(config: Annotated[Path, typer.Argument(help="YAML file with 'space' and 'target' sections.")],
-            count: Annotated[int, typer.Option(min=1, help="Random architectures to measure.")] = 200,
+            count: Annotated[int, typer.Option(min=1, max=1_000_000, help="Random architectures to measure.")] = 200,
             out: Annotated[Path | None, typer.Option(help="Parquet file; default: latency-TARGET.parquet.")] = None,
             target: Annotated[str | None, typer.Option(help="Label of the target, where there are several.")] = None,
             set_: Set = None, address: Address = None) -> None:
@@ -127,7 +156,7 @@ def worker(address: Annotated[str | None, typer.Option(
                help="Announce devices of this kind only (onnx_cpu, module:Class, ...). Repeatable.")] = None,
            config: Annotated[Path | None, typer.Option(help="Announce what this configuration measures on.")] = None,
            measure_cores: Annotated[int | None, typer.Option(
-               min=0, help="Cores kept from Ray; default: 1 where the processor is measured, else 0.")] = None,
+               min=0, max=4096, help="Cores kept from Ray; default: 1 where the processor is measured, or 0.")] = None,
            start: Annotated[bool, typer.Option("--start", help="Run the node here until Ctrl-C.")] = False,
            as_json: AsJson = False) -> None:
     """Print the 'ray start' line that brings this machine and its devices into a cluster, or run it with --start.
@@ -161,6 +190,22 @@ def report(run: RunName, runs: Runs = RUNS) -> None:
     from orchestrator.run.generate import write_run_report
 
     stdout.print(f"report: {write_run_report(run, runs)}")
+
+
+@app.command()
+def keys(section: Annotated[str | None, typer.Argument(
+             help="supernet, accuracy.training, controller.pnag, target.onnx_cpu, space.module:Class, ...")] = None,
+         as_json: AsJson = False) -> None:
+    """Print the keys of a configuration with type, default, bounds and meaning: all, or those of one section."""
+    from orchestrator.keys import keys_of, keys_table
+
+    found = keys_of(section)
+    if as_json:
+        sys.stdout.write(json.dumps([vars(key) for key in found], indent=2) + "\n")
+    elif found:
+        wide_enough().print(keys_table(found))
+    else:
+        stdout.print(f"{section} has no options", markup=False)
 
 
 @app.command("runs")
@@ -208,7 +253,18 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except Interrupted as stop:
+        _say(_notes(stop))
         sys.exit(128 + stop.signal_number)
     except ParetorayError as error:
-        stderr.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        _say([f"error: {error}", *_notes(error)])
         sys.exit(2)
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What becomes of the run; below a traceback Python itself prints them."""
+    return list(getattr(error, "__notes__", ()))
+
+
+def _say(sentences: list[str]) -> None:
+    for sentence in sentences:
+        stderr.print(sentence, markup=False, highlight=False, soft_wrap=True)

@@ -8,36 +8,40 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from orchestrator.data.accuracy import AnyAccuracy, Gpus, SupernetAccuracy
 from orchestrator.data.datasets import DataSettings
+from orchestrator.settings import DAYS_30_S, MANY, SEEDS, Section
 from searchspaces.errors import ConfigError
 
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 RETRAINED_FINALISTS = 10
+SHORT_FORMS = {"data": "name", "space": "name", "target": "name", "controller": "name", "accuracy": "source"}
+LARGEST_BUDGET_MS = 3_600_000.0
 MILLISECONDS = {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3}
 
 
 def parse_budget(value: Any) -> float:
     """Milliseconds from 2.5, "2.5", "2.5ms", "300us" or "0.01s"."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*(ms|us|s|)\s*", str(value))
-    if not match or float(match[1]) <= 0:
+    if isinstance(value, bool) or not match or float(match[1]) <= 0:
         raise ValueError(f"'{value}' is not a latency budget; write a positive number of milliseconds such as 2.5 or "
                          "2.5ms (us and s are understood too)")
-    return float(match[1]) * MILLISECONDS[match[2]]
+    milliseconds = float(match[1]) * MILLISECONDS[match[2]]
+    if milliseconds > LARGEST_BUDGET_MS:
+        raise ValueError(f"'{value}' is not a latency budget: it is more than an hour; write milliseconds such as 2.5")
+    return milliseconds
 
 
 BudgetMs = Annotated[float, BeforeValidator(parse_budget)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 def _named(value: Any) -> Any:
@@ -58,11 +62,11 @@ def _by_target(value: Any) -> Any:
     return rest | ({"by_target": own} if own else {})
 
 
-class Plugin(BaseModel):
+class Plugin(Section):
     """A component by name ("mobilenetv3" or "my_module:MyClass"); the other keys are its own options."""
 
     model_config = ConfigDict(extra="allow")
-    name: str
+    name: str = Field(min_length=1, description="name of a component of ours, or module:Class of your own")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -75,7 +79,7 @@ AnyPlugin = Annotated[Plugin, BeforeValidator(_named)]
 class TargetPlugin(Plugin):
     """A device. `label` names it in budgets, tables and files; default: its name, of "module:Class" the class."""
 
-    label: str = ""
+    label: str = Field("", description="name of the device in budgets, tables and files; default: its name")
 
     @model_validator(mode="after")
     def _labelled(self) -> TargetPlugin:
@@ -92,8 +96,8 @@ AnyTarget = Annotated[TargetPlugin, BeforeValidator(_named)]
 class TargetBudgets(Section):
     """Budgets of one target."""
 
-    values_ms: list[BudgetMs] = []
-    count: int | None = Field(None, ge=1, le=100)
+    values_ms: list[BudgetMs] = Field([], max_length=100, description="budgets of this target")
+    count: int | None = Field(None, ge=1, le=100, description="budgets spread over what it reaches")
 
 
 class BudgetSettings(Section):
@@ -103,10 +107,12 @@ class BudgetSettings(Section):
     budgets of all targets hold at once, for one network (lists of equal length, ascending).
     """
 
-    values_ms: list[BudgetMs] = []
-    count: int = Field(6, ge=1, le=100)
-    together: bool = False
-    by_target: dict[str, Annotated[TargetBudgets, BeforeValidator(_listed)]] = {}
+    values_ms: list[BudgetMs] = Field([], max_length=100, description="budgets, such as [0.2ms, 300us]; none: `count` "
+                                                                      "of them, spread over what the target reaches")
+    count: int = Field(6, ge=1, le=100, description="budgets spread over what the target reaches")
+    together: bool = Field(False, description="the k-th budgets of all targets hold at once, for one network")
+    by_target: dict[str, Annotated[TargetBudgets, BeforeValidator(_listed)]] = Field(
+        {}, description="budgets of one target, by its label; a key with a target's label is short for it")
 
     def of(self, label: str) -> TargetBudgets:
         """The target's own, completed by those of all."""
@@ -119,42 +125,48 @@ class BudgetSettings(Section):
 class LatencySettings(Section):
     """How many networks are measured before the search, to predict the latency of all others."""
 
-    initial: int = Field(50, ge=10, description="networks measured before the first predictor")
-    maximum: int = Field(200, ge=10, description="measured networks after which the predictor is taken as it is")
+    initial: int = Field(50, ge=10, le=100_000, description="networks measured before the first predictor")
+    maximum: int = Field(200, ge=10, le=100_000, description="measured networks after which the predictor is taken as "
+                                                             "it is")
     visits: int = Field(2, ge=1, le=20, description="visits averaged when a handed-over file is re-measured")
-    time_out_s: float = Field(120.0, gt=0)
+    time_out_s: float = Field(120.0, gt=0, le=DAYS_30_S, description="longest wait for one measurement")
 
 
 class SupernetSettings(Section):
     """Training of the shared network (accuracy: supernet), in its own actor; `workers` > 1 trains data-parallel across
     the cluster."""
 
-    epochs: int = Field(30, ge=1)
-    batch_size: int = Field(64, ge=2)
-    learning_rate: float = Field(0.05, gt=0)
-    weight_decay: float = Field(3e-5, ge=0)
-    sampler: Literal["sandwich", "fair"] = "sandwich"
-    subnets: int = Field(2, ge=0, description="random subnets per sandwich step, beside the largest and smallest")
-    distillation: float = Field(1.0, ge=0, description="weight of the largest network's soft labels")
+    epochs: int = Field(30, ge=1, le=100_000, description="passes over the training images")
+    batch_size: int = Field(64, ge=2, le=65_536, description="images of one step, of all workers together")
+    learning_rate: float = Field(0.05, gt=0, le=100, description="peak of a cosine schedule, SGD with momentum 0.9")
+    weight_decay: float = Field(3e-5, ge=0, le=1, description="L2 penalty of the weights")
+    sampler: Literal["sandwich", "fair"] = Field("sandwich", description=(
+        "subnets of a step: the largest, the smallest and random ones, or every choice once"))
+    subnets: int = Field(2, ge=0, le=1000, description="random subnets per sandwich step, beside the largest and "
+                                                       "smallest")
+    distillation: float = Field(1.0, ge=0, le=1000, description="weight of the largest network's soft labels")
     flip: bool = Field(False, description="random horizontal flips; not for digits or text")
-    crop_padding: int = Field(1, ge=0, description="pixels of padding before a random crop")
-    workers: int = Field(1, ge=1, le=256)
-    cpus: int = Field(1, ge=1, description="threads of each worker; pays for large images only, more workers always do")
+    crop_padding: int = Field(1, ge=0, le=512, description="pixels of padding before a random crop")
+    workers: int = Field(1, ge=1, le=256, description="actors that train together")
+    cpus: int = Field(1, ge=1, le=1024, description="threads of each worker; pays for large images only, more workers "
+                                                    "always do")
     gpus: Gpus = Field("auto", description="GPUs of each training worker; auto: one where the cluster has it")
 
 
 class SearchSettings(Section):
     """How many architectures are evaluated, and by how many rollout workers."""
 
-    evaluations: int = Field(300, ge=1)
-    rollouts: int | Literal["auto"] = Field("auto", description="rollout workers (trainers: accuracy.workers); auto: "
-                                                                "one per spare CPU, at most 4 per GPU")
+    evaluations: int = Field(300, ge=1, le=MANY, description="architectures that are evaluated")
+    rollouts: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field("auto", description=(
+        "rollout workers (trainers: accuracy.workers); auto: one per spare CPU, at most 4 per GPU"))
     gpus: Gpus = Field("auto", description="GPUs of each rollout worker that evaluates with the supernet's weights; a "
                                            "fraction shares one; auto: what the supernet leaves")
-    calibration_images: int = Field(512, ge=32, description="training images that re-estimate batch-norm statistics")
-    validation_images: int | None = Field(None, ge=10, description="validation images per evaluation; none: all")
-    time_out_s: float = Field(600.0, gt=0, description="longest wait for one call to a rollout worker, which may be "
-                                                       "one whole training")
+    calibration_images: int = Field(512, ge=32, le=MANY, description="training images that re-estimate batch-norm "
+                                                                     "statistics")
+    validation_images: int | None = Field(None, ge=10, le=MANY, description="validation images per evaluation; none: "
+                                                                            "all")
+    time_out_s: float = Field(600.0, gt=0, le=DAYS_30_S, description=(
+        "longest wait for one call to a rollout worker, which may be one whole training"))
 
 
 class DeliverySettings(Section):
@@ -162,38 +174,55 @@ class DeliverySettings(Section):
 
     alternatives: int = Field(6, ge=1, le=100, description="candidates measured per budget before one is chosen; "
                                                            "default 10 where they are retrained from scratch")
-    fine_tune_epochs: int = Field(10, ge=0, description="from the supernet's weights (accuracy: supernet)")
-    fine_tune_learning_rate: float = Field(0.05, gt=0)
-    retrain_epochs: int = Field(60, ge=1, description="from scratch, of all alternatives (other accuracy sources)")
-    retrain_time_out_s: float = Field(86400.0, gt=0, description="longest wait for one retraining")
+    fine_tune_epochs: int = Field(10, ge=0, le=100_000, description="from the supernet's weights (accuracy: supernet)")
+    fine_tune_learning_rate: float = Field(0.05, gt=0, le=100, description="peak of its cosine schedule")
+    retrain_epochs: int = Field(60, ge=1, le=100_000, description="from scratch, of all alternatives (other accuracy "
+                                                                  "sources)")
+    retrain_time_out_s: float = Field(86400.0, gt=0, le=DAYS_30_S, description="longest wait for one retraining")
     margin: float = Field(0.02, ge=0, lt=0.5, description="share of the budget kept free for measurement noise")
 
 
 class ClusterSettings(Section):
-    """The embedded local Ray; ignored with --address, where the cluster has its own."""
+    """The cluster. `cpus` and `object_store_mb` are of the embedded local Ray; with --address it has its own."""
 
-    cpus: int | None = Field(None, ge=1, description="CPUs of the local Ray; none: all cores, at least 3 slots")
-    object_store_mb: int | None = Field(None, ge=80)
+    cpus: int | None = Field(None, ge=1, le=4096, description=(
+        "CPUs of the local Ray; none: all cores, at least 3 slots"))
+    device_wait_s: float = Field(600.0, gt=0, le=DAYS_30_S, description=(
+        "longest wait for a node with the target's device, where an autoscaler can add one"))
+    local_fallback: bool = Field(True, description="without such a node measure on the driver's own processor; false: "
+                                                   "end with an error")
+    object_store_mb: int | None = Field(None, ge=80, le=10_000_000, description="its memory for shared objects; none: "
+                                                                               "Ray's choice")
 
 
 class Config(Section):
     """A whole run. See configs/quickstart.yaml for an annotated example."""
 
     name: str | None = Field(None, description="run name; default: configuration's name and the time")
-    seed: int = 0
-    warm_start: list[str] = Field([], description="earlier runs, by name or path, whose trials and latencies are used")
-    data: DataSettings = DataSettings()
-    space: AnyPlugin = Plugin(name="mobilenetv3-s16")
-    targets: list[AnyTarget] = Field([TargetPlugin(name="onnx_cpu")], min_length=1, description=(
+    seed: int = Field(0, ge=0, le=SEEDS, description="equal seeds give equal searches, measured latencies aside")
+    warm_start: list[str] = Field([], max_length=1000, description=(
+        "earlier runs, by name or path, whose trials and latencies are used"))
+    data: DataSettings = Field(DataSettings(), description="the images")
+    space: AnyPlugin = Field(Plugin(name="mobilenetv3-s16"), description="what can be built")
+    targets: list[AnyTarget] = Field([TargetPlugin(name="onnx_cpu")], min_length=1, max_length=100, description=(
         "devices to find networks for; `target: NAME` is short for a list of one"))
-    budgets: Annotated[BudgetSettings, BeforeValidator(_by_target)] = BudgetSettings()
-    latency: LatencySettings = LatencySettings()
-    accuracy: AnyAccuracy = SupernetAccuracy()
-    supernet: SupernetSettings = SupernetSettings()
-    controller: AnyPlugin = Plugin(name="pnag")
-    search: SearchSettings = SearchSettings()
-    delivery: DeliverySettings = DeliverySettings()
-    cluster: ClusterSettings = ClusterSettings()
+    budgets: Annotated[BudgetSettings, BeforeValidator(_by_target)] = Field(
+        BudgetSettings(), description="the budgets that get a model")
+    latency: LatencySettings = Field(LatencySettings(), description="measurements before the search")
+    accuracy: AnyAccuracy = Field(SupernetAccuracy(), description="where accuracies come from")
+    supernet: SupernetSettings = Field(SupernetSettings(), description="training of the shared network")
+    controller: AnyPlugin = Field(Plugin(name="pnag"), description="what decides which architecture is evaluated")
+    search: SearchSettings = Field(SearchSettings(), description="evaluations and their workers")
+    delivery: DeliverySettings = Field(DeliverySettings(), description="training and choice of what is handed over")
+    cluster: ClusterSettings = Field(ClusterSettings(), description="the Ray that is started here")
+
+    @field_validator("name")
+    @classmethod
+    def _usable(cls, name: str | None) -> str | None:
+        if name is not None and (not RUN_NAME.fullmatch(name) or ".." in name):
+            raise ValueError("a run's name is up to 100 letters, digits, '-', '_' and single '.', and starts with a "
+                             "letter or digit")
+        return name
 
     @model_validator(mode="before")
     @classmethod
@@ -249,8 +278,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path} ({error.strerror}); give the path of a YAML file, for "
                           "example configs/quickstart.yaml") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:   # or no UTF-8, 5,000 digits, 1,000 brackets
+        raise ConfigError(f"{path} is not valid YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, not a mapping of sections such as 'space' and 'data'")
     for override in overrides:
@@ -286,10 +315,16 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     section = raw
     for parent in parents:
+        if section is raw and isinstance(raw.get(parent), str) and parent in SHORT_FORMS:
+            raw[parent] = {SHORT_FORMS[parent]: raw[parent]}     # `target: onnx_cpu` with --set target.batch=2
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             raise ConfigError(f"--set {override}: '{parent}' is a value, not a section")
-    section[last] = yaml.safe_load(value)
+    try:
+        section[last] = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--set {override[:80]} has no valid YAML as its value ({' '.join(str(error).split())[:200]})"
+                          ) from error
 
 
 def _sentence(detail: Any) -> str:
@@ -304,7 +339,8 @@ def _sentence(detail: Any) -> str:
     if detail["type"] == "union_tag_invalid":
         return f"'{where}' = {detail['ctx']['tag']!r} is not a source; choose one of {detail['ctx']['expected_tags']}"
     if detail["type"] != "extra_forbidden":
-        return f"'{where}' = {detail['input']!r} is not allowed: {detail['msg'].removeprefix('Value error, ')}"
+        reason = detail["msg"].removeprefix("Value error, ")
+        return f"'{where}' = {reprlib.repr(detail['input'])} is not allowed: {reason}"
     known = list(getattr(_model(detail["loc"][:-1]), "model_fields", {}))
     close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"known keys here: {', '.join(known)}"

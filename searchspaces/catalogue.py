@@ -15,7 +15,8 @@ from searchspaces.errors import ConfigError
 from searchspaces.mnas.space import Mnas, MnasS16, MnasS32
 from searchspaces.mobilenetv3.space import MobileNetV3, MobileNetV3S16, MobileNetV3S32
 from searchspaces.nasbench201.space import NasBench201
-from searchspaces.plugins import check_options, load_object
+from searchspaces.plugins import check_options, load_object, user_code
+from searchspaces.probe import probe_space
 from searchspaces.proxylessnas.space import ProxylessNas, ProxylessNasS16, ProxylessNasS32
 from searchspaces.space import SearchSpace
 
@@ -52,7 +53,13 @@ def space_class(name: str) -> type[SearchSpace]:
 
 
 def make_space(name: str, *, classes: int, channels: int, options: Mapping[str, Any]) -> SearchSpace:
-    """The space `name` for a dataset's classes and channels. ConfigError on unknown or mistyped options."""
+    """The space `name` for a dataset's classes and channels. ConfigError on unknown or mistyped options; SpaceError
+    where an own space cannot describe a network."""
     space = space_class(name)
     check_options(f"search space {name}", space, options, hidden=FROM_DATA)
-    return space(classes=classes, channels=channels, **options)
+    if ":" not in name:
+        return space(classes=classes, channels=channels, **options)
+    with user_code(f"search space {name}", space):
+        own = space(classes=classes, channels=channels, **options)
+    probe_space(name, own)
+    return own

@@ -4,6 +4,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from searchspaces.space import SearchSpace, Tokens
@@ -33,6 +34,10 @@ class Supernet(nn.Module, ABC):
 
         One-hot weights give the same logits as `set_active` with those tokens (batch statistics included).
         """
+
+    def mixture_penalty(self, mixture: Sequence[Tensor]) -> Tensor:
+        """A scalar, differentiable, above 0 where a mixture holds what the space's networks should avoid."""
+        return torch.zeros(())
 
     @abstractmethod
     def extract(self, tokens_T: Tokens) -> nn.Module:

@@ -8,7 +8,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.leftovers import pytest_sessionfinish, pytest_sessionstart, pytest_terminal_summary  # noqa: F401 - hooks
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Here and in all processes started here: networks are small, and threads of several tests wait for each other's cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -6,14 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from actors.data import Augmentation, Batches, Images, Preprocessing
+from actors.data import Augmentation, Batches, Images, Preprocessing, stratified
 from actors.devices import Device, training_device
 from searchspaces.space import SearchSpace
-from searchspaces.training.steps import SupernetTraining, TrainingSettings
+from searchspaces.training.sandwich import SandwichSettings
+from searchspaces.training.training import Batch, Latencies, Schedule, TrainingMethod, Wishes
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class SupernetSettings:
     """`batch_size` is that of all `workers` together, so that their number changes the speed and not the training.
     `num_cpus` and `num_gpus` are each worker's. `device` auto: the GPU where the worker has been given one."""
 
-    training: TrainingSettings = field(default_factory=TrainingSettings)
+    training: TrainingMethod = field(default_factory=SandwichSettings)
     epochs: int = 30
     batch_size: int = 64
     seed: int = 0
@@ -62,12 +64,13 @@ class Trainer:
     def __init__(self, space: SearchSpace, train: Images, preprocessing: Preprocessing, settings: SupernetSettings,
                  rank: int = 0, ranks: int = 1) -> None:
         self.settings = settings
-        batch = min(settings.batch_size, len(train))
-        self.batches = Batches(train, preprocessing, settings.augmentation, batch, settings.seed, rank, ranks)
+        train, held_out = halves(train, settings.training.held_out_share, settings.seed)
+        self.batches = batches_of(train, preprocessing, settings, rank, ranks)
+        self._held_out = batches_of(held_out, preprocessing, settings, rank, ranks) if len(held_out) else None
         torch.manual_seed(settings.seed)  # the same initial weights on every rank and after every restart
-        total = settings.epochs * self.batches.steps
         self.device = training_device(settings.device)
-        self.training = SupernetTraining(space.make_supernet().to(self.device), settings.training, total, settings.seed)
+        schedule = Schedule(settings.epochs, self.batches.steps, settings.seed, rank, ranks)
+        self.training = settings.training.start(space.make_supernet().to(self.device), schedule)
         self._ring: Ring | None = None
 
     @property
@@ -89,14 +92,20 @@ class Trainer:
 
         self.training.reduce_gradients = reduce
 
-    def train_epoch(self) -> dict[str, float]:
+    def begin_epoch(self) -> Wishes:
+        """Architectures whose latencies the next epoch needs; the same on every rank."""
+        return self.training.begin_epoch()
+
+    def train_epoch(self, latencies: Latencies | None = None) -> dict[str, float]:
         """The next epoch; means over its steps, and images per second of all ranks together."""
         epoch, start = self.epoch, time.perf_counter()
+        self.training.begin_epoch()
+        self.training.give(latencies or {})
         order = self.batches.order(epoch)
-        sums = {"loss": 0.0, "accuracy": 0.0}
+        sums = dict.fromkeys(self.training.scalars, 0.0)
         for step in range(self.batches.steps):
-            images, labels = (tensor.to(self.device) for tensor in self.batches.get(epoch, step, order))
-            scalars = self.training.step(images, labels)
+            batch = self._on_device(self.batches.get(epoch, step, order))
+            scalars = self.training.step(batch, self._held_out_batch(epoch * self.batches.steps + step))
             sums = {name: total + scalars[name] for name, total in sums.items()}
         if self._ring is not None:
             self._average_statistics(self._ring)
@@ -104,8 +113,34 @@ class Trainer:
         means = {name: total / self.batches.steps for name, total in sums.items()}
         return means | {"images_per_s": self.batches.steps * self.batches.batch / seconds, "duration_s": seconds}
 
+    def _held_out_batch(self, step: int) -> Batch | None:
+        """Held-out images go round at their own pace."""
+        if self._held_out is None:
+            return None
+        return self._on_device(self._held_out.get(*divmod(step, self._held_out.steps)))
+
+    def _on_device(self, batch: Batch) -> Batch:
+        images, labels = batch
+        return images.to(self.device), labels.to(self.device)
+
     def _average_statistics(self, ring: Ring) -> None:
         """Running statistics saw other images on every rank; averaged, all ranks hold the same network again."""
         buffers = [buffer for buffer in self.training.supernet.buffers() if buffer.is_floating_point()]
         if buffers:
             ring.sum_scaled(buffers, 1 / ring.ranks)
+
+
+def halves(train: Images, held_out_share: float, seed: int) -> tuple[Images, Images]:
+    """(images that weights learn from, images held out from them), every class at its share in both."""
+    rows = np.arange(len(train))
+    if not held_out_share:
+        return train, train.take(rows[:0])
+    count = round(held_out_share * len(train))
+    held_out, rest = stratified(np.random.default_rng([seed, len(train)]), train.labels, rows, count)
+    return train.take(rest), train.take(held_out)
+
+
+def batches_of(images: Images, preprocessing: Preprocessing, settings: SupernetSettings, rank: int,
+               ranks: int) -> Batches:
+    batch = min(settings.batch_size, len(images))
+    return Batches(images, preprocessing, settings.augmentation, batch, settings.seed, rank, ranks)

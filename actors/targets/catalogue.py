@@ -10,6 +10,7 @@ from actors.targets.table import TableTarget
 from actors.targets.target import Claim, LatencyTarget
 from searchspaces import plugins
 from searchspaces.errors import ConfigError
+from searchspaces.plugins import user_code
 
 TARGETS: dict[str, type[LatencyTarget]] = {"onnx_cpu": OnnxCpuTarget, "cuda": CudaTarget, "android": AndroidTarget,
                                            "table": TableTarget}
@@ -40,7 +41,11 @@ def make_target(name: str, options: Mapping[str, object], input_shape: tuple[int
     """The target, holding its device: call this in the process that measures."""
     check_options(name, options)
     arguments: dict[str, object] = {"input_shape": input_shape, "reference_ms": reference_ms, **options}
-    return target_class(name)(**arguments)
+    if name in TARGETS:
+        return TARGETS[name](**arguments)
+    kind = target_class(name)
+    with user_code(f"latency target {name}", kind):
+        return kind(**arguments)
 
 
 def announced(name: str, options: Mapping[str, object]) -> dict[str, float]:

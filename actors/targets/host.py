@@ -1,11 +1,9 @@
-"""What a measurement needs of its host: the processor's name, who else uses it, a core and a device of one's own."""
+"""What a measurement needs of its host: the processor's name, who else uses it, a core of one's own."""
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from searchspaces.errors import ConfigError, TargetError
-
-LOCK_POLL_S = 0.02
+from searchspaces.errors import ConfigError
 
 
 def cpu_name() -> str:
@@ -91,50 +87,3 @@ class Affinity:
     def release(self) -> None:
         if self._before:
             os.sched_setaffinity(0, self._before)
-
-
-@contextmanager
-def device_lock(name: str, timeout_s: float) -> Iterator[None]:
-    """One process of this machine at a time is inside for a device of this name, in the order in which they came.
-
-    Ray's resources keep a device exclusive within one cluster; this does between clusters, and for processes without
-    one. The system releases it when a process ends, however it ends. TargetError after `timeout_s` of waiting.
-    """
-    deadline = time.monotonic() + timeout_s
-    gate = _locked(f"{name}.next", deadline)  # whoever waits holds it, so that nobody overtakes
-    try:
-        device = _locked(name, deadline)
-    finally:
-        os.close(gate)
-    try:
-        yield
-    finally:
-        os.close(device)
-
-
-def _locked(name: str, deadline: float) -> int:
-    """A file descriptor that holds the lock until it is closed."""
-    descriptor = _open(Path(tempfile.gettempdir()) / f"paretoray-device-{name}.lock")
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except OSError as error:
-            if time.monotonic() >= deadline:
-                os.close(descriptor)
-                raise TargetError(f"device {name.removesuffix('.next')} of this machine is being measured by another "
-                                  "process and did not become free in time; stop the other run or wait for "
-                                  "it") from error
-        time.sleep(LOCK_POLL_S)
-
-
-def _open(path: Path) -> int:
-    """For reading only, which is enough to lock and works with a file of another user."""
-    while True:
-        try:
-            return os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            try:
-                return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            except FileExistsError:
-                continue  # another process was faster

@@ -16,7 +16,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from actors.targets.host import Affinity, ForeignLoad, clock_state, cpu_name, device_lock, no_garbage_collection
+from actors.targets.host import Affinity, ForeignLoad, clock_state, cpu_name, no_garbage_collection
+from actors.targets.lock import DeviceLock
 from actors.targets.pairing import Protocol, Timer, quiet_ms, visit
 from actors.targets.reference import graph_hash, reference_graph
 from actors.targets.target import Health, LatencySample, LatencyTarget, TargetIdentity, Workload
@@ -139,7 +140,8 @@ class OnnxCpuTarget(LatencyTarget):
     def _undisturbed(self) -> Iterator[None]:
         """On our core, that no other process measures on, without garbage collection; several threads also need a quiet
         host."""
-        with device_lock("cpus" if self._affinity is None else f"cpu{self._affinity.core}", LOCK_TIME_OUT_S):
+        device = "cpus" if self._affinity is None else f"cpu{self._affinity.core}"
+        with DeviceLock(f"device-{device}", f"device {device} of this machine", LOCK_TIME_OUT_S):
             if self._affinity is not None:
                 self._affinity.hold()
             else:

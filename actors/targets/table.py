@@ -22,6 +22,8 @@ from searchspaces.errors import ConfigError, DataError, TargetError
 class TableTarget(LatencyTarget):
     """`reference_ms` is 1: the ratio is the latency. Needs the tokens of a workload, not its graph."""
 
+    times_files = False
+
     def __init__(self, input_shape: tuple[int, ...], reference_ms: float | None = None, *, path: str, column: str,
                  token_columns: Sequence[str]) -> None:
         if not token_columns:

@@ -131,6 +131,7 @@ class LatencyTarget(ABC):
     """
 
     per_call = 4    # networks that travel to the device's worker at once; more where a call is costly
+    times_files = True  # False: only tokens are looked up; a search then ends with architectures, without models
 
     @classmethod
     def announced(cls, options: Mapping[str, Any]) -> dict[str, float]:

@@ -16,7 +16,7 @@ def own_modules(config: Config) -> list[str]:
     """Files and package folders behind every `module:Class`, absolute. Installed packages are left out: a cluster has
     them, or `ray job submit` and the cluster's image bring them. A single file travels without its neighbours."""
     names = [config.space.name, config.controller.name, config.data.name, *(target.name for target in config.targets)]
-    modules = {name.partition(":")[0].partition(".")[0] for name in names if ":" in name} - set(PACKAGES)
+    modules = {name.partition(":")[0].partition(".")[0] for name in names if ":" in name} - {*PACKAGES, "paretoray"}
     return sorted(str(place) for module in modules for place in _places(module) if not _installed(place))
 
 

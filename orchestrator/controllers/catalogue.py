@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.controllers.controller import Controller, Task
+from orchestrator.settings import NO_NUMBER, misplaced_bool
 from searchspaces.errors import ConfigError
-from searchspaces.plugins import load_object
+from searchspaces.plugins import load_object, user_code, where
 from searchspaces.space import SearchSpace
 
 CONTROLLERS = {
@@ -21,6 +22,7 @@ CONTROLLERS = {
     "fnas": "orchestrator.controllers.fnas.controller:Fnas",
     "nsga2": "orchestrator.controllers.baselines.nsga2:Nsga2",
     "pnag": "orchestrator.controllers.pnag.controller:Pnag",
+    "unas": "orchestrator.controllers.unas.controller:Unas",
     "random": "orchestrator.controllers.baselines.random:RandomSearch",
 }
 
@@ -40,7 +42,17 @@ def controller_class(name: str) -> type[Controller]:
 
 def check_controller_options(name: str, options: Mapping[str, Any]) -> BaseModel:
     """The checked settings; ConfigError names the option, the value and what is allowed."""
-    model = controller_class(name).settings_model()
+    kind = controller_class(name)
+    with user_code(f"controller {name}", kind):
+        model = kind.settings_model()
+    abstract = sorted(getattr(kind, "__abstractmethods__", ()))
+    if abstract:
+        raise ConfigError(f"controller {name} lacks {', '.join(abstract)}; write what Controller says of each"
+                          f"{where(kind)}")
+    for option, value in options.items():
+        field = model.model_fields.get(option)
+        if field is not None and misplaced_bool(value, field.annotation):
+            raise ConfigError(f"option '{option}' of controller {name} is {value!r}: {NO_NUMBER}")
     try:
         return model.model_validate(dict(options))
     except ValidationError as error:
@@ -48,7 +60,11 @@ def check_controller_options(name: str, options: Mapping[str, Any]) -> BaseModel
 
 
 def make_controller(name: str, space: SearchSpace, task: Task, options: Mapping[str, Any]) -> Controller:
-    return controller_class(name)(space, check_controller_options(name, options), task)
+    kind, settings = controller_class(name), check_controller_options(name, options)
+    if name in CONTROLLERS:
+        return kind(space, settings, task)
+    with user_code(f"controller {name}", kind):
+        return kind(space, settings, task)
 
 
 def _sentence(name: str, model: type[BaseModel], detail: Any) -> str:

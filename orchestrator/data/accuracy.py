@@ -12,30 +12,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-Gpus = Annotated[float, Field(ge=0)] | Literal["auto"]  # of one worker; for auto see orchestrator/cluster/gpus.py
+from orchestrator.settings import Section
+
+Gpus = Annotated[float, Field(ge=0, le=64)] | Literal["auto"]  # of one worker; auto: orchestrator/cluster/gpus.py
 
 
-class SupernetAccuracy(BaseModel):
+class SupernetAccuracy(Section):
     """Scored with the weights of the shared network; section `supernet` says how that is trained."""
 
-    model_config = ConfigDict(extra="forbid")
-    source: Literal["supernet"] = "supernet"
+    source: Literal["supernet"] = Field("supernet", description="supernet, training or table")
 
 
-class Recipe(BaseModel):
+class Recipe(Section):
     """How one architecture is trained by itself, and by how many trainers at once."""
 
-    model_config = ConfigDict(extra="forbid")
-    batch_size: int = Field(64, ge=2)
-    learning_rate: float = Field(0.05, gt=0, description="peak of a cosine schedule, SGD with momentum 0.9")
-    weight_decay: float = Field(4e-5, ge=0)
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    batch_size: int = Field(64, ge=2, le=65_536, description="images of one step")
+    learning_rate: float = Field(0.05, gt=0, le=100, description="peak of a cosine schedule, SGD with momentum 0.9")
+    weight_decay: float = Field(4e-5, ge=0, le=1, description="L2 penalty of the weights")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of a label that is spread over all classes")
     flip: bool = Field(False, description="random horizontal flips; not for digits or text")
-    crop_padding: int = Field(1, ge=0, description="pixels of padding before a random crop")
-    workers: int | Literal["auto"] = Field("auto", description="trainers at once; auto: as many as CPUs and GPUs allow")
-    cpus: int = Field(1, ge=1, description="threads of each trainer")
+    crop_padding: int = Field(1, ge=0, le=512, description="pixels of padding before a random crop")
+    workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field("auto", description=(
+        "trainers at once; auto: as many as CPUs and GPUs allow"))
+    cpus: int = Field(1, ge=1, le=1024, description="threads of each trainer")
     gpus: Gpus = Field("auto", description="GPUs of each trainer; a fraction shares one; auto: what there is")
 
 
@@ -44,23 +45,27 @@ class TrainingAccuracy(Recipe):
     (off; own: in the run folder; or the path of a pool that several runs share). Models start cold until
     `knowledge_hits` of the last `knowledge_window` blocks asked for had a close enough match there."""
 
-    source: Literal["training"] = "training"
-    epochs: int = Field(1, ge=1)
+    source: Literal["training"] = Field("training", description="supernet, training or table")
+    epochs: int = Field(1, ge=1, le=100_000, description="passes over the training images, per architecture")
     knowledge: str = Field("off", description="off, own, or the path of a pool shared by several runs")
-    knowledge_mb: float = Field(2000, gt=0, description="the pool's largest size on disk; its oldest blocks go")
-    knowledge_window: int = Field(200, ge=1, description="blocks asked for last that decide whether the pool is used")
+    knowledge_mb: float = Field(2000, gt=0, le=1e9, description="the pool's largest size on disk; its oldest blocks go")
+    knowledge_window: int = Field(200, ge=1, le=1_000_000, description=(
+        "blocks asked for last that decide whether the pool is used"))
     knowledge_hits: float = Field(0.99, gt=0, le=1, description="share of them that must have a close match; 0.99 as "
                                                                 "printed")
 
 
 class TableAccuracy(Recipe):
-    """A Parquet table with one row per architecture. The recipe trains what is handed over."""
+    """A Parquet table with one row per architecture. The recipe trains what is handed over; where nothing can be, as no
+    file can be timed, `test_column` says what the chosen architectures reached."""
 
-    source: Literal["table"] = "table"
+    source: Literal["table"] = Field("table", description="supernet, training or table")
     path: Path = Field(description="Parquet file with one row per architecture")
     token_columns: list[str] = Field(min_length=1, description="columns of the tokens, in the space's order")
     accuracy_column: str = Field(description="column to search by; never the one to report")
-    unit: float = Field(0.01, gt=0, description="value of 1 in the accuracy column: 0.01 for per cent")
+    test_column: str | None = Field(None, description="column to report, where a run ends with architectures that "
+                                                      "nobody trains; none: their test accuracy is not known")
+    unit: float = Field(0.01, gt=0, description="value of 1 in these columns: 0.01 for per cent")
 
 
 def _named(value: Any) -> Any:

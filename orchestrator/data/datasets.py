@@ -9,35 +9,36 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from actors.data import Images, Splits, stratified
 from orchestrator.data.imagefiles import Labelled, Reading, read_folder, read_parquet
+from orchestrator.settings import MANY, SEEDS, Section
 from searchspaces.errors import ConfigError, DataError
-from searchspaces.plugins import load_object
+from searchspaces.plugins import load_object, user_code
 
 BUILT_IN = ("digits", "parquet", "folder")
 MIN_PER_CLASS = 3  # one image for each of train, val and test
 
 
-class DataSettings(BaseModel):
+class DataSettings(Section):
     """Where the images come from. `data: digits` is short for `data: {name: digits}`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field("digits", description="digits, parquet, folder, module:function or module:Class")
     train: Path | None = Field(None, description="Parquet file or image folder to train and validate on")
     test: Path | None = Field(None, description="the same for the final report; none: set aside from train")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of the training data that the search chooses by")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="share set aside as test where there is no test data")
-    limit: int | None = Field(None, ge=10, description="at most so many images of train and of test, for quick work")
-    classes: int | list[str] | None = Field(None, description="number or names of classes; none: from the data")
+    limit: int | None = Field(None, ge=10, le=MANY, description="at most so many images of train and of test, for "
+                                                                "quick work")
+    classes: Annotated[int, Field(ge=2, le=1_000_000)] | list[str] | None = Field(None, description=(
+        "number or names of classes; none: from the data"))
     channels: int | None = Field(None, description="1 (grey) or 3 (colour): converts; none: as the images are")
     size: int | None = Field(None, ge=4, le=1024, description="images are resized to size x size while reading")
-    seed: int = Field(0, ge=0, description="seed of the splits; kept apart from the run's seed")
+    seed: int = Field(0, ge=0, le=SEEDS, description="seed of the splits; kept apart from the run's seed")
 
     @model_validator(mode="before")
     @classmethod
@@ -158,7 +159,8 @@ def _call(reference: str) -> Splits | Labelled:
     if needed:
         raise ConfigError(f"'{reference}' needs the argument '{needed[0]}', but a dataset is made without any; give it "
                           "a default value")
-    made = loaded()() if isinstance(loaded, type) else loaded()
+    with user_code(f"dataset {reference}", loaded, DataError):
+        made = loaded()() if isinstance(loaded, type) else loaded()
     if isinstance(made, Splits):
         return made
     if not (isinstance(made, tuple) and len(made) == 2):

@@ -78,6 +78,32 @@ def read_folder(path: Path, how: Reading, names: tuple[str, ...] | None = None) 
     return Labelled(_decode(items, len(wanted), how, str(path)), labels[wanted], classes, str(path))
 
 
+def labels_of(path: Path, folder: bool) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels and names of the classes, without decoding an image."""
+    if folder:
+        files, classes = _folder_files(path)
+        return np.array([label for _, label in files], dtype=np.int64), classes
+    try:
+        file = pq.ParquetFile(path)
+        _check_columns(file.schema_arrow, path)
+        labels = _labels(file.read(columns=["label"])["label"], path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file ({_first_line(error)})") from error
+    if not len(labels) or labels.min() < 0:
+        raise DataError(f"{path} holds {'a label below 0' if len(labels) else 'no images'}; labels are 0, 1, ...")
+    return labels, _hub_names(file.schema_arrow) or tuple(str(label) for label in range(int(labels.max()) + 1))
+
+
+def _folder_files(path: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
+    """Image files with their labels, and the names of the sub-folders."""
+    found = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    files = [(file, label) for label, name in enumerate(found)
+             for file in sorted((path / name).rglob("*")) if file.suffix.lower() in SUFFIXES]
+    if not files:
+        raise DataError(f"{path} holds no images; put them into one sub-folder per class ({', '.join(SUFFIXES)})")
+    return files, found
+
+
 def _limited(labels: NDArray[np.int64], how: Reading) -> NDArray[np.int64]:
     """Rows to decode: all, or a stratified choice of `limit`, so that nothing is decoded in vain."""
     rows = np.arange(len(labels))

@@ -22,7 +22,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Delivered:
-    """One entry of generated.json. Without a model (`feasible` False) `reason` says why and `onnx` is empty.
+    """One entry of generated.json. Where nothing meets the budget `feasible` is False and `reason` says why; `onnx` is
+    empty then, and for an architecture without a model (orchestrator/handover/architectures.py).
 
     `target` is the goal's label. `latency_ms` is what the budget bounds, `latencies_ms` what each target of the goal
     measured and `budgets_ms` what each was allowed. `clamped`: the budget is above the slowest network that was

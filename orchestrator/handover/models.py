@@ -157,7 +157,7 @@ class HandOver:
             if fitting:
                 yield self._entry(budget_ms, max(fitting, key=lambda model: float(model["accuracy"]["validation"])))
             else:
-                yield Delivered(budget_ms, False, self._miss(budget_ms, too_slow, candidates), target=self.goal.label,
+                yield Delivered(budget_ms, False, self.miss(budget_ms, too_slow, candidates), target=self.goal.label,
                                 budgets_ms=self.goal.budgets_at(budget_ms))
 
     def _latency_ms(self, sidecar: Mapping[str, Any]) -> float:
@@ -251,7 +251,8 @@ class HandOver:
             {label: sample["latency_ms"] for label, sample in latencies.items()}, self.goal.budgets_at(budget_ms),
             budget_ms > self.slowest_ms)
 
-    def _miss(self, budget_ms: float, too_slow: Sequence[float], candidates: Sequence[Candidate]) -> str:
+    def miss(self, budget_ms: float, too_slow: Sequence[float], candidates: Sequence[Candidate]) -> str:
+        """Why a budget gets nothing. `too_slow`: latencies in ms of files that were made for it."""
         budget = " and ".join(f"{ms:.4g} ms on {label}" for label, ms in self.goal.budgets_at(budget_ms).items())
         latencies_ms = [candidate.latency_ms for candidate in candidates]
         reach = f"candidates reach {min(latencies_ms):.4g} to {max(latencies_ms):.4g} ms"

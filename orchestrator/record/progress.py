@@ -49,7 +49,7 @@ class Best:
 @dataclass(frozen=True)
 class FinalRow:
     """One handed-over model; None where a value is not known. `feasible` False: no model for this budget, and
-    `architecture` holds the reason."""
+    `architecture` holds the reason. Without a `file` it is an architecture whose latency was looked up."""
 
     budget_ms: float
     architecture: str
@@ -89,6 +89,10 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The panel is gone, from any thread; lines can still be printed."""
         self._end_stage()
         if self._live is not None:
             self._live.stop()
@@ -186,7 +190,9 @@ class Progress:
 def final_table(rows: Sequence[FinalRow]) -> RenderableType:
     """Handed-over models, one row per budget; then where each lies and what it is. Fits 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1), pad_edge=False)
-    for name in ("budget\nms", "measured\nms", "predicted\nms", "val\naccuracy", "test\naccuracy",
+    bare = [row for row in rows if row.feasible and not row.file]
+    measured = "measured" if any(row.file for row in rows) or not bare else "looked up"
+    for name in ("budget\nms", f"{measured}\nms", "predicted\nms", "val\naccuracy", "test\naccuracy",
                  "multiply-\nadds", "\nparams"):
         table.add_column(name, justify="right", no_wrap=True)
     files = Table.grid(Column(no_wrap=True), Column(no_wrap=True),
@@ -206,7 +212,10 @@ def final_table(rows: Sequence[FinalRow]) -> RenderableType:
         table.add_row(budget, _optional(row.measured_ms, ".3f") + error, _optional(row.predicted_ms, ".3f"),
                       _optional(row.accuracy, ".2%"), _optional(row.test_accuracy, ".2%"), quantity(row.madds),
                       quantity(row.params))
-        files.add_row(f"{budget} ms", Text(row.file, style="bold"), Text(row.architecture, style="dim"))
+        files.add_row(f"{budget} ms", Text(row.file or "no file", style="bold" if row.file else "dim"),
+                      Text(row.architecture, style="dim"))
+    if bare:
+        return Group(table, files, Text("no file: the target only looks latencies up, so these are architectures"))
     return Group(table, files)
 
 

@@ -13,7 +13,7 @@ import fcntl
 import json
 import logging
 import os
-import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.config import RUN_NAME
 from searchspaces.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,6 @@ LATENCY_SCHEMA = pa.schema([
     ("reference_rounds_ms", pa.list_(pa.list_(pa.float64()))), ("started_at", pa.float64()),
     ("duration_s", pa.float64()), ("details", pa.string()), ("source", pa.string()), ("error", pa.string()),
 ])
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise StoreError(f"{'the disk is full' if full else 'cannot write'} while writing {path} ({error}); "
-                         "everything recorded so far is kept, free some space and resume the run") from error
+                         "everything recorded so far is kept; free some space first") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -196,6 +196,7 @@ class RunStore:
         self.trials = PartFolder(path / "trials", TRIAL_SCHEMA)
         self.latency = PartFolder(path / "latency", LATENCY_SCHEMA)
         self._lock: Any = None
+        self._state: dict[str, Any] | None = None   # of state.json as it is, while nobody else may write it
 
     @property
     def name(self) -> str:
@@ -211,9 +212,13 @@ class RunStore:
             path.mkdir(parents=True)
         except OSError as error:
             raise StoreError(f"cannot create the run folder {path} ({error}); choose another --runs folder") from error
-        write_text(path / "config.yaml", config_text)
-        write_json(path / "environment.json", environment)
-        return cls(path)
+        try:
+            write_text(path / "config.yaml", config_text)
+            write_json(path / "environment.json", environment)
+            return cls(path)
+        except BaseException:
+            remove_folder(path)
+            raise
 
     @classmethod
     def open(cls, root: Path, name: str) -> RunStore:
@@ -229,8 +234,21 @@ class RunStore:
             handle.close()
             raise StoreError(f"run '{self.name}' is being driven by another process; wait for it or stop it") from error
         self._lock = handle
+        self._state = None
         for table in (self.trials, self.latency):
             table.remove_leftovers()
+
+    @property
+    def recorded(self) -> bool:
+        """Is there anything that a resumed run would not do again: a latency, a trial, a checkpoint?"""
+        checkpoints = self.path / "checkpoints"
+        return self.latency.rows + self.trials.rows > 0 or (checkpoints.exists() and any(checkpoints.iterdir()))
+
+    def discard(self) -> None:
+        """Removes the folder, by whoever holds its lock. Only for a run that recorded nothing."""
+        assert self._lock is not None and not self.recorded
+        remove_folder(self.path)
+        self._lock.close()
 
     def append_trials(self, trials: Sequence[Trial]) -> None:
         self.trials.append([asdict(trial) for trial in trials])
@@ -247,15 +265,28 @@ class RunStore:
             with (self.path / "events.jsonl").open("a") as handle:
                 handle.write(line + "\n")
         except OSError as error:
-            raise StoreError(f"cannot write {self.path / 'events.jsonl'} ({error}); free some space and resume the "
-                             "run, everything recorded so far is kept") from error
+            raise StoreError(f"cannot write {self.path / 'events.jsonl'} ({error}); everything recorded so far "
+                             "is kept; free some space first") from error
 
     def state(self) -> dict[str, Any]:
-        path = self.path / "state.json"
-        return read_json(path) if path.exists() else {}
+        """state.json; whoever holds the lock reads it once per change. Its values are shared: not to be changed."""
+        if self._state is None or self._lock is None:
+            path = self.path / "state.json"
+            self._state = read_json(path) if path.exists() else {}
+        return dict(self._state)
 
     def update_state(self, **facts: Any) -> None:
-        write_json(self.path / "state.json", self.state() | facts)
+        known = self.state()
+        self._state = None      # read back from what was written, so that both are the same
+        write_json(self.path / "state.json", known | facts)
+
+
+def remove_folder(path: Path) -> None:
+    """What cannot be removed stays, with a warning: an error is on its way already."""
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        log.warning("the run folder %s holds nothing and cannot be removed (%s)", path, error)
 
 
 def read_parts(folder: Path, schema: pa.Schema) -> pa.Table:
@@ -272,6 +303,9 @@ def read_parts(folder: Path, schema: pa.Schema) -> pa.Table:
 def find_run(root: Path, name: str) -> Path:
     """The folder of an existing run, by name under `root` or by its own path."""
     direct = Path(name)
+    if direct.name != name and not (direct / "config.yaml").exists():
+        raise StoreError(f"'{name}' is no folder of a run: it holds no config.yaml; give the path of a run's folder, "
+                         "or its name and the folder of the runs")
     path = direct if (direct / "config.yaml").exists() else run_path(root, name)
     if not (path / "config.yaml").exists():
         known = sorted(p.parent.name for p in root.glob("*/config.yaml"))

@@ -47,10 +47,20 @@ class RunView:
 
     @property
     def models(self) -> list[dict[str, Any]]:
-        """Handed-over models: feasible, with a measured latency and an accuracy; smallest budget first."""
+        """What was handed over: feasible, with a latency and an accuracy; smallest budget first."""
         rows = [row for row in self.generated if row.get("feasible") and _is_number(row.get("latency_ms"))
                 and _is_number(row.get("accuracy"))]
         return sorted(rows, key=lambda row: (row["budget_ms"], row["latency_ms"]))
+
+    @property
+    def bare(self) -> bool:
+        """Is all that was handed over architectures, without models? So it is where latencies are only looked up."""
+        return bool(self.models) and not any(row.get("onnx") for row in self.models)
+
+    @property
+    def handed_over(self) -> str:
+        """What one of them is called."""
+        return "chosen architecture" if self.bare else "handed-over model"
 
 
 def column_numbers(table: pa.Table, column: str) -> NDArray[np.float64]:

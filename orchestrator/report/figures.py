@@ -55,11 +55,11 @@ def front_figure(run: RunView) -> go.Figure | None:
     if models:
         figure.add_scatter(
             x=[m["latency_ms"] for m in models], y=[100 * m["accuracy"] for m in models], mode="markers",
-            name="handed-over model", customdata=[m["budget_ms"] for m in models],
+            name=run.handed_over, customdata=[m["budget_ms"] for m in models],
             error_x={"type": "data", "array": [m.get("latency_stderr_ms") or 0 for m in models], "color": VERMILLION},
             marker={"symbol": "star", "size": 14, "color": VERMILLION, "line": {"color": "white", "width": 1}},
-            hovertemplate="%{x:.4g} ms measured, %{y:.2f} %<br>budget %{customdata:.4g} ms"
-                          "<extra>handed-over model</extra>")
+            hovertemplate="%{x:.4g} ms " + ("looked up" if run.bare else "measured") + ", %{y:.2f} %<br>budget "
+                          "%{customdata:.4g} ms<extra>" + run.handed_over + "</extra>")
     # Fixed, because the page draws a line at the budget, and a shape would move an automatic range.
     ends = np.concatenate([latency_ms[front], latency_ms[shown], [m["latency_ms"] for m in models]])
     pad = 0.04 * float(np.ptp(ends)) or 0.1 * float(ends[0])
@@ -112,7 +112,7 @@ def prediction_figure(run: RunView) -> go.Figure | None:
                        hovertemplate="measured %{x:.4g} ms, predicted %{y:.4g} ms<extra></extra>")
     if models:
         figure.add_scatter(x=[m["latency_ms"] for m in models], y=[m["predicted_ms"] for m in models], mode="markers",
-                           name="handed-over model", marker={"symbol": "star", "size": 12, "color": VERMILLION},
+                           name=run.handed_over, marker={"symbol": "star", "size": 12, "color": VERMILLION},
                            hovertemplate="measured %{x:.4g} ms, predicted %{y:.4g} ms<extra></extra>")
     return figure
 
@@ -186,6 +186,10 @@ def training_figure(run: RunView) -> go.Figure | None:
     x = [e["epoch"] for e in epochs]
     figure.add_scatter(x=x, y=[e.get("loss") for e in epochs], mode="lines", name="loss",
                        line={"color": VERMILLION, "width": 2}, hovertemplate="epoch %{x}: %{y:.4f}<extra>loss</extra>")
+    if any(e.get("validation_loss") for e in epochs):      # 0 while a gradient system warms up
+        figure.add_scatter(x=x, y=[e.get("validation_loss") or None for e in epochs], mode="lines",
+                           name="validation loss", line={"color": VERMILLION, "width": 2, "dash": "dot"},
+                           hovertemplate="epoch %{x}: %{y:.4f}<extra>validation loss</extra>")
     for number, key in enumerate(names):
         label = escape(key.replace("_", " ") + ("" if key != "accuracy" else " (validation)"))
         figure.add_scatter(x=x, y=[None if e.get(key) is None else 100 * e[key] for e in epochs], mode="lines",

@@ -22,6 +22,7 @@ from orchestrator.record.progress import quantity
 from orchestrator.record.store import write_text
 from orchestrator.report import figures
 from orchestrator.report.data import RunView, column_numbers, read_run
+from orchestrator.report.distribution import distribution_figure
 from orchestrator.report.drawing import drawing_data
 from orchestrator.report.views import agreements, views
 from searchspaces.errors import SpaceError
@@ -45,6 +46,7 @@ def render(run: RunView, space: SearchSpace | None) -> str:
     # Template is safe here: values are inserted once and never scanned again.
     return Template((templates / "report.html").read_text()).substitute(
         title=escape(run.name), facts=_facts(run), badge=_badge(run), problems=_problems(problems),
+        heading="Chosen architectures" if run.bare else "Handed-over models",
         table=_table(run, len(payload["views"]) > 1), agreement=_agreement(run),
         commands=_commands(run, payload["views"]), environment=_environment(run),
         style=(templates / "report.css").read_text(), script=(templates / "report.js").read_text(),
@@ -61,11 +63,13 @@ def page_data(run: RunView, space: SearchSpace | None, problems: list[str]) -> d
     """Everything the page's script reads: one view per goal (figures, front, models, notes and the range of the
     slider), and what all of them share."""
     seen = views(run)
-    training = figures.training_figure(run)
+    training, distribution = figures.training_figure(run), distribution_figure(run, space)
+    hidden = [] if training or _trains_a_supernet(run) else ["training"]
     return {"run": run.name, "views": [_view(label, view, space) for label, view in seen],
-            "hidden": [] if training or _trains_a_supernet(run) else ["training"],
+            "hidden": hidden + ([] if distribution else ["distribution"]),
             "drawing": _drawing(run, [view for _, view in seen], space, problems),
-            "figures": {"training": json.loads(training.to_json()) if training else None}}
+            "figures": {name: json.loads(figure.to_json()) if figure else None
+                        for name, figure in (("training", training), ("distribution", distribution))}}
 
 
 def _view(label: str, run: RunView, space: SearchSpace | None) -> dict[str, Any]:
@@ -74,7 +78,7 @@ def _view(label: str, run: RunView, space: SearchSpace | None) -> dict[str, Any]
         "front": figures.front_figure(run), "prediction": figures.prediction_figure(run),
         "hypervolume": figures.hypervolume_figure(run), "best": figures.best_figure(run),
         "learning": figures.learning_figure(run)}
-    return {"label": label, "front": front, "models": models, "budget": _budget_range(front, models),
+    return {"label": label, "bare": run.bare, "front": front, "models": models, "budget": _budget_range(front, models),
             "hidden": [] if made["learning"] else ["learning"],
             "notes": {"front": _front_note(run), "prediction": _prediction_note(run), "history": _history_note(run)},
             "figures": {name: json.loads(figure.to_json()) if figure else None for name, figure in made.items()}}
@@ -186,12 +190,18 @@ def _facts(run: RunView) -> str:
         "Dataset": _name(run, "data"), "Controller": _name(run, "controller"),
         "Trials": f"{len(accuracy):,}" + (f" ({failed:,} failed)" if failed else ""),
         "On the front": f"{len(run.front):,}", "Networks measured": f"{_networks_measured(run):,}",
-        "Models handed over": f"{len(run.models)} for {len({r['budget_ms'] for r in run.generated})} budgets",
+        "Architectures chosen" if run.bare else "Models handed over":
+            f"{_handed_over(run)} for {len({r['budget_ms'] for r in run.generated})} budgets",
     }
     if np.isfinite(started).any():
         facts["First trial"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(np.nanmin(started)))
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v or 'unknown')}</dd></div>" for k, v in facts.items())
     return f'<dl class="facts">{items}</dl>'
+
+
+def _handed_over(run: RunView) -> int:
+    """Models; architectures where none has become one."""
+    return sum(run.bare or bool(row.get("onnx")) for row in run.models)
 
 
 def _networks_measured(run: RunView) -> int:
@@ -215,8 +225,9 @@ def _front_note(run: RunView) -> str:
     sources = sorted({name for name in run.trials.column("accuracy_source").to_pylist() if name})
     how = {"supernet": "with the supernet's weights", "proxy": "by a short training", "table": "from a table"}
     scored = " or ".join(how.get(name, f"by {name}") for name in sources)
-    return (f"Trials are scored {scored}. " if scored else "") + (
-        f"Handed-over models are trained further and measured from their exported file.{thinned}")
+    after = ("Chosen architectures are not trained or exported: their latencies were looked up." if run.bare else
+             "Handed-over models are trained further and measured from their exported file.")
+    return (f"Trials are scored {scored}. " if scored else "") + after + thinned
 
 
 def _prediction_note(run: RunView) -> str:
@@ -254,22 +265,23 @@ def _rank(value: float) -> str:
 def _table(run: RunView, several: bool) -> str:
     if not run.generated:
         return '<p class="empty">No model has been handed over yet.</p>'
-    head = (*(("Target",) if several else ()), "Budget (ms)", "Measured latency (ms)", "Test accuracy",
-            "Validation accuracy", "Multiply-adds", "Parameters", "File")
+    head = (*(("Target",) if several else ()), "Budget (ms)",
+            "Latency (ms)" if run.bare else "Measured latency (ms)", "Test accuracy",
+            "Validation accuracy", "Multiply-adds", "Parameters", "Architecture" if run.bare else "File")
     rows = sorted(run.generated, key=lambda row: (str(row.get("target") or "") if several else "", row["budget_ms"]))
-    body = "".join(_row(row, several) for row in rows)
+    body = "".join(_row(row, several, run.bare) for row in rows)
     return (f'<div class="scroll"><table id="models"><thead><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>")
 
 
-def _row(row: dict[str, Any], several: bool) -> str:
+def _row(row: dict[str, Any], several: bool, bare: bool) -> str:
     target = f"<td>{escape(str(row.get('target') or ''))}</td>" if several else ""
     budget = f"{target}<td>{row['budget_ms']:.4g}</td>"
     if not row.get("feasible"):
         reason = escape(str(row.get("reason") or "no architecture found under this budget"))
         return f'<tr class="infeasible">{budget}<td colspan="6">{reason}</td></tr>'
     stderr = row.get("latency_stderr_ms")
-    href, file = safe_link(row.get("onnx")), escape(str(row.get("onnx") or ""))
+    href, file = safe_link(row.get("onnx")), escape(str(row.get("onnx") or (bare and row.get("text")) or "no file"))
     cells = [_format(row.get("latency_ms"), ".3f") + ("" if stderr is None else f" ± {stderr:.3f}"),
              _format(row.get("test_accuracy"), ".2%"), _format(row.get("accuracy"), ".2%"),
              quantity(row.get("madds")), quantity(row.get("params")), f'<a href="{href}">{file}</a>' if href else file]
@@ -285,8 +297,12 @@ def _commands(run: RunView, seen: list[dict[str, Any]]) -> str:
     for view in seen:
         example = f"{view['budget']['start']:.3g}" if view["budget"] else "2.5"
         target = f" --target {view['label']}" if len(seen) > 1 else ""
-        lines.append(f"paretoray generate {run.name} --budget {example}ms{target}    # a model for any budget")
+        lines.append(f"paretoray generate {run.name} --budget {example}ms{target}    # {_what(run)} for any budget")
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
+
+
+def _what(run: RunView) -> str:
+    return "an architecture" if run.bare else "a model"
 
 
 def _environment(run: RunView) -> str:

@@ -14,25 +14,18 @@ from actors.latency.worker import input_shape
 from orchestrator.cluster.joining import connected
 from orchestrator.cluster.ownmodules import own_modules
 from orchestrator.config import Config, load_config
+from orchestrator.handover.architectures import announcements, makes_models
 from orchestrator.handover.delivered import Delivered, refuse_missed
-from orchestrator.handover.models import HandOver
+from orchestrator.handover.generated import delivered_entries, final_rows
 from orchestrator.interrupt import StopFlag
 from orchestrator.record.goals import Goal, goal_named, read_goals, target_state
 from orchestrator.record.metrics import RunMetrics
 from orchestrator.record.progress import Progress
 from orchestrator.record.store import RunStore, read_json
 from orchestrator.report.page import write_report
-from orchestrator.run.stages.deliver import (
-    delivered_entries,
-    fallbacks,
-    final_rows,
-    lineage,
-    record_entries,
-    restored_controller,
-    slowest_ms,
-)
 from orchestrator.run.stages.measure import above_slowest
 from orchestrator.services.context import RunContext, data_and_space
+from orchestrator.services.delivery import Delivery, restored_controller, slowest_ms
 from orchestrator.services.services import Services
 from orchestrator.services.workbench import cluster_bench, local_bench
 from searchspaces.errors import BudgetError, StoreError
@@ -42,7 +35,7 @@ from searchspaces.space import SearchSpace
 def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | None = None, runs: Path = Path("runs"),
                     address: str | None = None, console: Console | None = None) -> list[Delivered]:
     """Trained, measured ONNX files of a finished run for new budgets, on the machine that is the run's target, or with
-    the devices and workers of the cluster at `address`.
+    the devices and workers of the cluster at `address`. Architectures where a target only looks latencies up.
 
     `target`: the label whose budgets they are, needed where a run has several. Raises BudgetError, with the reachable
     range, for a budget below the fastest known architecture (before anything is done) and for one that no candidate
@@ -56,30 +49,25 @@ def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | Non
     goal = goal_named(read_goals(store, config), target)
     check_budgets(store, goal, budgets_ms, console)
     splits, space = data_and_space(config)
-    controller = restored_controller(store, config, space, goal)
-    started = time.perf_counter()
-    answers = controller.generate(budgets_ms, config.delivery.alternatives)
-    console.print(f"generated architectures for {len(budgets_ms)} budget(s) in "
-                  f"{1e3 * (time.perf_counter() - started):.0f} ms; training, exporting and measuring them now",
-                  highlight=False, soft_wrap=True)
     preprocessing = Preprocessing.fit(splits.train, input_shape(space)[1])
+    delivery = Delivery(config, store, space, splits, preprocessing, goal,
+                        restored_controller(store, config, space, goal))
+    started = time.perf_counter()
+    answers = delivery.answers(budgets_ms)
+    then = "training, exporting and measuring them now" if makes_models(config, goal) else "; ".join(
+        announcements(config))
+    console.print(f"generated architectures for {len(budgets_ms)} budget(s) in "
+                  f"{1e3 * (time.perf_counter() - started):.0f} ms; {then}", highlight=False, soft_wrap=True)
     entries: list[Delivered] = []
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(console, title=f"paretoray {store.name}"))
         if address is None:
-            bench = local_bench(config, space, splits, preprocessing, store, goal.targets)
+            bench = local_bench(config, space, splits, preprocessing, store, goal)
         else:
             bench = cluster_bench(_joined(stack, config, store, space, splits, preprocessing, progress, address))
-        handover = HandOver(space, splits, preprocessing, bench, config.delivery, store.path, lineage(store, config),
-                            goal, slowest_ms(store, goal))
         progress.stage("deliver", total=len(budgets_ms))
-        candidates = handover.candidates(answers, fallbacks(store, space, goal))
-        for budget_ms, options in sorted(zip(budgets_ms, answers), key=lambda pair: pair[0]):
-            chosen = candidates
-            if config.accuracy.source != "supernet":
-                chosen = handover.finalists([budget_ms], candidates, [options] if controller.ranks_finalists else None)
-            entries += handover.deliver([budget_ms], chosen)
-            record_entries(store, entries[-1:], config)
+        for entry in delivery.entries(bench, budgets_ms, answers):
+            entries.append(entry)
             progress.advance(1)
     progress.final_table(final_rows(entries))
     write_report(store.path, space)
@@ -129,15 +117,25 @@ def write_run_report(name: str, runs: Path = Path("runs")) -> Path:
 
 def run_rows(runs: Path = Path("runs")) -> list[dict[str, str]]:
     """One row per run for `paretoray runs`."""
+    if not runs.is_dir():
+        raise StoreError(f"there is no folder '{runs}'; give the folder of your runs with --runs, or start one with: "
+                         "paretoray search configs/quickstart.yaml")
     rows = []
     for path in sorted(runs.glob("*/config.yaml"), key=lambda p: p.stat().st_mtime):
         state_file = path.parent / "state.json"
         state = read_json(state_file) if state_file.exists() else {}
         store = RunStore(path.parent)
-        models = [entry for entry in delivered_entries(store, load_config(path)) if entry.feasible]
-        best = max((entry.test_accuracy or 0.0 for entry in models), default=None)
+        entries = [entry for entry in delivered_entries(store, load_config(path)) if entry.feasible]
+        best = max((entry.test_accuracy for entry in entries if entry.test_accuracy is not None), default=None)
         rows.append({"run": store.name, "stage": state.get("stage", "measure"), "trials": str(store.trials.rows),
-                     "models": str(len(models)), "best test accuracy": "" if best is None else f"{best:.4f}",
+                     "models": _count(entries), "best test accuracy": "" if best is None else f"{best:.4f}",
                      "changed": time.strftime("%Y-%m-%d %H:%M", time.localtime(np.max(
                          [file.stat().st_mtime for file in path.parent.iterdir()])))})
     return rows
+
+
+def _count(entries: Sequence[Delivered]) -> str:
+    """Of models; of architectures where they have none."""
+    models = sum(bool(entry.onnx) for entry in entries)
+    bare = len(entries) - models
+    return " + ".join([str(models)] * (models > 0 or not bare) + [f"{bare} architectures"] * (bare > 0))

@@ -20,8 +20,11 @@ from actors.supernet.finetune import fine_tuned_weights
 from actors.targets.catalogue import make_target
 from actors.targets.target import LatencySample, LatencyTarget, Workload, merge_samples
 from orchestrator.config import Config, DeliverySettings
+from orchestrator.data.accuracy import TableAccuracy
+from orchestrator.data.sources import looked_up
+from orchestrator.handover.architectures import makes_models
 from orchestrator.handover.models import Workbench
-from orchestrator.record.goals import target_state
+from orchestrator.record.goals import Goal, target_state
 from orchestrator.record.store import RunStore
 from orchestrator.services.context import RunContext, recorded_latencies
 from orchestrator.services.evaluation import evaluate_architectures, measure_architectures
@@ -38,10 +41,11 @@ def cluster_bench(run: RunContext) -> Workbench:
 
 
 def local_bench(config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
-                store: RunStore, labels: Sequence[str]) -> Workbench:
-    """TargetError if this machine has not the run's targets with these labels."""
-    bench = SupernetLocalBench if config.accuracy.source == "supernet" else ScratchLocalBench
-    return bench(config, space, splits, preprocessing, store, labels)
+                store: RunStore, goal: Goal) -> Workbench:
+    """TargetError if this machine has not the goal's targets."""
+    scratch = ScratchLocalBench if makes_models(config, goal) else RecordedLocalBench
+    bench = SupernetLocalBench if config.accuracy.source == "supernet" else scratch
+    return bench(config, space, splits, preprocessing, store, goal.targets)
 
 
 class ClusterBench:
@@ -165,7 +169,7 @@ class SupernetLocalBench(LocalBench):
         return [None] * len(tokens_NT)
 
     def trained_weights(self, tokens_T: Tokens) -> Weights:
-        settings, delivery = supernet_settings(self.config), self.config.delivery
+        settings, delivery = supernet_settings(self.config, []), self.config.delivery
         batches = Batches(self.splits.train, self.preprocessing, settings.augmentation,
                           min(settings.batch_size, len(self.splits.train)), settings.seed)
         return fine_tuned_weights(self._evaluator.network(tokens_T), batches, delivery.fine_tune_epochs,
@@ -198,10 +202,22 @@ class ScratchLocalBench(LocalBench):
         return retraining(self.config)
 
 
+class RecordedLocalBench(ScratchLocalBench):
+    """Where a run ends with architectures: nothing is retrained, so an accuracy is one that somebody knows."""
+
+    def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
+        """Of the recorded trials; of others what the table says, None without one."""
+        accuracy = self.config.accuracy
+        known = (looked_up(accuracy, self.space, tokens_NT, accuracy.accuracy_column)
+                 if isinstance(accuracy, TableAccuracy) else [None] * len(tokens_NT))
+        return [self._recorded.get(self.space.arch_id(row), value) for row, value in zip(tokens_NT, known)]
+
+
 def fine_tuning(settings: DeliverySettings) -> dict[str, Any]:
     return {"fine_tune_epochs": settings.fine_tune_epochs}
 
 
 def retraining(config: Config) -> dict[str, Any]:
     return {"retrain_epochs": config.delivery.retrain_epochs,
-            "recipe": config.accuracy.model_dump(mode="json", exclude={"workers", "cpus", "gpus", "knowledge"})}
+            "recipe": config.accuracy.model_dump(mode="json", exclude={"workers", "cpus", "gpus", "knowledge",
+                                                                            "test_column"})}

@@ -16,7 +16,8 @@ from actors.devices import training_device
 from actors.evaluator import SupernetEvaluatorFactory
 from searchspaces.catalogue import make_space
 from searchspaces.errors import ConfigError
-from searchspaces.training.steps import SupernetTraining, TrainingSettings
+from searchspaces.training.sandwich import SandwichSettings
+from searchspaces.training.training import Schedule
 from tests.actors.supernet.test_supernet import DATA, PREPROCESSING, TOKENS, make_actor
 from tests.actors.tinyspace import TinySpace
 
@@ -42,13 +43,13 @@ def test_supernets_work_wholly_on_their_device(name: str) -> None:
 
 def test_checkpoints_are_on_the_cpu_and_their_own() -> None:
     """What goes to disk and to other workers must not need the device, nor change with the next step."""
-    training = SupernetTraining(TinySpace().make_supernet(), TrainingSettings(), 4, 0)
+    training = SandwichSettings().start(TinySpace().make_supernet(), Schedule(1, 4, 0))
     images, labels = torch.rand(8, 1, 8, 8), torch.arange(8) % 10
-    training.step(images, labels)
+    training.step((images, labels))
     state = training.state_dict()
     kept = {name: tensor.clone() for name, tensor in state.items()}
     assert {tensor.device.type for tensor in state.values()} == {"cpu"} and "momentum.conv.weight" in state
-    training.step(images, labels)
+    training.step((images, labels))
     assert all(torch.equal(state[name], kept[name]) for name in kept)
     assert not torch.equal(training.state_dict()["model.conv.weight"], kept["model.conv.weight"])
 

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from searchspaces.catalogue import SPACES, make_space
 from searchspaces.network import recalibrate_batch_norm
 from searchspaces.space import Tokens
-from searchspaces.training.steps import SupernetTraining, TrainingSettings, evaluate
+from searchspaces.training.sandwich import SandwichSettings, evaluate
+from searchspaces.training.training import Schedule
 
 
 class PlainTraining:
     """What one would write by hand for four separate networks; one optimiser step, on the largest one's parameters."""
 
-    def __init__(self, networks: list[nn.Module], settings: TrainingSettings) -> None:
+    def __init__(self, networks: list[nn.Module], settings: SandwichSettings) -> None:
         self.networks, self.settings = networks, settings
         self.optimizer = torch.optim.SGD(networks[0].parameters(), lr=1e-3, momentum=settings.momentum, nesterov=True,
                                          weight_decay=settings.weight_decay)
@@ -74,8 +75,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     space = make_space(arguments.space, classes=10, channels=3, options={})
-    settings = TrainingSettings(lr=1e-3)
-    training = SupernetTraining(space.make_supernet(), settings, total_steps=1000, seed=0)
+    settings = SandwichSettings(lr=1e-3)
+    training = settings.start(space.make_supernet(), Schedule(1, 1000, seed=0))
     rows: Tokens = training.subnets_of_step(0)
     training.subnets_of_step = lambda step: rows  # type: ignore[method-assign]  # the same subnets in every round
     images = torch.randn(arguments.batch, *space.graph(rows[0]).input_shape).to(memory_format=torch.channels_last)
@@ -84,7 +85,7 @@ def main() -> None:
     plain = PlainTraining(networks, settings)
 
     print(f"{arguments.space}, batch {arguments.batch}, {len(rows)} subnets per step, torch {torch.__version__}")
-    step_s = compare(lambda: training.step(images, labels), lambda: plain.step(images, labels), arguments.rounds)
+    step_s = compare(lambda: training.step((images, labels)), lambda: plain.step(images, labels), arguments.rounds)
     report("training step", arguments.batch * len(rows), *step_s)
 
     def evaluate_shared() -> None:

@@ -11,7 +11,20 @@ import pytest
 
 from orchestrator.record.goals import target_state
 from orchestrator.record.store import RunStore
-from tests.orchestrator.run.test_search import PATIENCE_S, ROOT, TINY, check_finished_run, command, finish, start
+from tests.orchestrator.run.test_search import (
+    PATIENCE_S,
+    ROOT,
+    TINY,
+    check_finished_run,
+    command,
+    finish,
+    parts,
+    stage,
+    start,
+    when,
+)
+
+PNAG = "controller: {name: pnag, evaluator: {least_steps: 20}, generator: {updates: 40, round_updates: 5}}"
 
 
 def paretoray(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -20,13 +33,20 @@ def paretoray(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run of the real controller, to the end."""
+    """A small run of the real controller, killed in its search and resumed to the end."""
     folder = tmp_path_factory.mktemp("cli")
-    (folder / "tiny.yaml").write_text(TINY.replace("controller: random", "controller: pnag"))
-    process = start("search", str(folder / "tiny.yaml"), "--name", "tiny", "--runs", str(folder / "runs"))
+    run, options = folder / "runs" / "tiny", ("--runs", str(folder / "runs"))
+    (folder / "tiny.yaml").write_text(TINY.replace("controller: random", PNAG))
+    process = start("search", str(folder / "tiny.yaml"), "--name", "tiny", *options)
+    when(process, lambda: stage(run) == "search" and parts(run / "trials") >= 1)
+    process.kill()
+    process.wait()
+    recorded = RunStore(run).read_trials()
+    process = start("resume", "tiny", *options)
     output = finish(process)
     assert process.returncode == 0, output
-    return folder / "runs" / "tiny"
+    assert recorded and RunStore(run).read_trials()[:len(recorded)] == recorded
+    return run
 
 
 def test_finished_run(finished: Path) -> None:
@@ -135,12 +155,6 @@ def test_check_certifies_and_refuses(tmp_path: Path) -> None:
 
 def test_help_teaches() -> None:
     text = paretoray("--help").stdout
-    for name in ("search", "resume", "generate", "measure", "merge", "targets", "worker", "report", "runs", "check"):
+    for name in ("search", "resume", "generate", "measure", "merge", "targets", "worker", "report", "runs", "check",
+                 "init", "keys"):
         assert name in text
-
-
-def test_python_interface_does_not_import_ray_early() -> None:
-    code = ("import sys, orchestrator.cli; early = 'ray' in sys.modules; from orchestrator import Search, load_config; "
-            "print(early, Search.__name__, load_config.__name__)")
-    done = subprocess.run([command()[0], "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.stdout.split() == ["False", "Search", "load_config"], done.stderr

@@ -84,3 +84,11 @@ def test_unreadable_files(tmp_path: Path, text: str | None, message: str) -> Non
 
 def test_defaults_are_complete() -> None:
     assert parse_config({}, "empty") == Config()
+
+
+def test_an_override_goes_into_a_section_that_was_written_in_its_short_form(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("target: onnx_cpu\ndata: digits\naccuracy: training\n")
+    config = load_config(tmp_path / "mine.yaml", ["target.batch=2", "data.limit=100", "accuracy.epochs=3"])
+    assert (config.targets[0].name, config.targets[0].options) == ("onnx_cpu", {"batch": 2})
+    assert (config.data.name, config.data.limit) == ("digits", 100)
+    assert config.accuracy.model_dump()["epochs"] == 3

@@ -1,7 +1,7 @@
 """The adb server of this machine and the phones it knows: which there are, in which state, and which one is meant.
 
 adbutils talks to the server; it is imported late, because only machines with phones have it. Left alone it would start
-a server on its default port when none answers, whatever port was asked for: `connect` looks first.
+a server on its default port when none answers, whatever port was asked for: so every connection looks first.
 """
 from __future__ import annotations
 
@@ -47,13 +47,17 @@ class Server:
                    int(str(port or os.environ.get("ANDROID_ADB_SERVER_PORT", DEFAULT_PORT))))
 
     def client(self, time_out_s: float) -> adbutils.AdbClient:
-        """TargetError where adbutils is missing or no server answers. Sockets give up after `time_out_s`."""
-        library = _adbutils()
-        try:
-            socket.create_connection((self.host, self.port), CONNECT_S).close()
-        except OSError as error:
-            raise TargetError(self._no_server(library)) from error
-        return library.AdbClient(host=self.host, port=self.port, socket_timeout=time_out_s)
+        """TargetError where adbutils is missing, and from its calls where no server answers. Sockets give up after
+        `time_out_s`."""
+        base: Any = _adbutils().AdbClient
+        look = self._look
+
+        class Client(base):
+            def make_connection(self, timeout: float | None = None) -> adbutils.AdbConnection:
+                look()
+                return super().make_connection(timeout)
+
+        return Client(host=self.host, port=self.port, socket_timeout=time_out_s)
 
     def phones(self) -> dict[str, str]:
         """serial -> state of every phone that the server knows, in any state."""
@@ -79,7 +83,14 @@ class Server:
         return STATES.get(state, "phone {serial} is in state '{state}' and cannot run programs").format(
             serial=serial, state=state)
 
-    def _no_server(self, library: Any) -> str:
+    def _look(self) -> None:
+        try:
+            socket.create_connection((self.host, self.port), CONNECT_S).close()
+        except OSError as error:
+            raise TargetError(self._no_server()) from error
+
+    def _no_server(self) -> str:
+        library = _adbutils()
         try:
             library.adb_path()
         except library.AdbError:

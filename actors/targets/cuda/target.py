@@ -11,10 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from actors.targets.cuda.lock import GpuLock
 from actors.targets.cuda.monitor import GpuMonitor, GpuState
 from actors.targets.cuda.runtime import CudaNetwork, CudaRuntime, Modules
 from actors.targets.host import ForeignLoad, no_garbage_collection
+from actors.targets.lock import DeviceLock
 from actors.targets.pairing import Protocol, Timer, quiet_ms, visit
 from actors.targets.reference import graph_hash, reference_graph
 from actors.targets.target import Claim, Health, LatencySample, LatencyTarget, TargetIdentity, Workload
@@ -45,7 +45,7 @@ class CudaTarget(LatencyTarget):
         _check_whole_gpu()
         self._batch, self._protocol = batch, protocol or GPU_PROTOCOL
         self._runtime = CudaRuntime(gpu, batch, cuda_graph=cuda_graph, tf32=tf32, modules=modules)
-        self._lock = GpuLock(self._runtime.uuid, self._runtime.device)
+        self._lock = DeviceLock(self._runtime.uuid, f"{self._runtime.device} ({self._runtime.uuid})")
         self._monitor = GpuMonitor(self._runtime.uuid, modules.nvml if modules else None)
         graph = reference or reference_graph(input_shape[0], input_shape[1])
         self._identity = TargetIdentity(

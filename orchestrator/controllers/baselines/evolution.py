@@ -26,16 +26,18 @@ from orchestrator.controllers.baselines.answers import TrialAnswers, within
 from orchestrator.controllers.baselines.random import distinct_samples
 from orchestrator.controllers.controller import Observation, Proposal
 from orchestrator.frontier import best_under
+from orchestrator.settings import Section
 
 STREAM = 1  # of random numbers, beside the random architectures'
 BROOD = 32  # tournaments and children of which the first new one is proposed; if none is, a random architecture
 
 
-class EvolutionSettings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class EvolutionSettings(Section):
+    model_config = ConfigDict(frozen=True)
 
-    population: int = Field(50, ge=2, description="P, 100 in the paper, whose searches are 20,000 evaluations long")
-    sample: int = Field(25, ge=1, description="S")
+    population: int = Field(50, ge=2, le=1_000_000, description=(
+        "P, 100 in the paper, whose searches are 20,000 evaluations long"))
+    sample: int = Field(25, ge=1, le=1_000_000, description="S, of whom the best becomes a parent")
     further_mutations: float = Field(0.0, ge=0, le=1, description="chance that a token mutates beside the one that "
                                                                   "always does; 0 as in the paper")
 

@@ -30,16 +30,18 @@ from pymoo.core.termination import NoTermination
 from orchestrator.controllers.baselines.answers import TrialAnswers, within
 from orchestrator.controllers.baselines.random import distinct_samples
 from orchestrator.controllers.controller import Observation, Proposal
+from orchestrator.settings import Section
 from searchspaces.space import SearchSpace, Tokens
 
 STREAM = 1   # of random numbers, beside the random architectures'
 BROODS = 50  # of P children each: then a generation has no new child to offer and random architectures are proposed
 
 
-class Nsga2Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Nsga2Settings(Section):
+    model_config = ConfigDict(frozen=True)
 
-    population: int = Field(12, ge=2, description="P; 100 in the paper, whose searches are 25,000 evaluations long")
+    population: int = Field(12, ge=2, le=1_000_000, description=(
+        "P; 100 in the paper, whose searches are 25,000 evaluations long"))
     crossover: float = Field(0.9, ge=0, le=1, description="chance that a child has two parents")
     further_mutations: float = Field(0.0, ge=0, le=1, description="chance that a token mutates beside the one that "
                                                                   "always does")

@@ -8,85 +8,93 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from orchestrator.settings import Section
 
 Reward = Literal["rule", "cost_only", "multiplicative", "absolute"]
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Frozen(Section):
+    model_config = ConfigDict(frozen=True)
 
 
-class EvaluatorSettings(Section):
+class EvaluatorSettings(Frozen):
     """R(a|B; w): a ranking network fitted to dominance labels (pnag.md 7)."""
 
-    hidden: int = Field(128, ge=4, description="512 in paper and code, for 16,000 triplets; ours learns from hundreds")
-    loss: Literal["hinge", "logistic"] = "hinge"
-    ties: Literal["drop", "printed", "released"] = "drop"
+    hidden: int = Field(128, ge=4, le=8192, description=(
+        "units of its layers; 512 in paper and code, for 16,000 triplets; ours learns from hundreds"))
+    loss: Literal["hinge", "logistic"] = Field("hinge", description="hinge as printed, logistic as in the code")
+    ties: Literal["drop", "printed", "released"] = Field("drop", description=(
+        "pairs without a winner: left out, or labelled as printed or as in the code"))
     cost_tie_share: float = Field(0.01, ge=0, lt=1, description="costs closer than this share are a tie")
-    optimiser: Literal["sgd", "adam"] = "adam"
-    learning_rate: float = Field(3e-3, gt=0)
-    final_learning_rate: float = Field(2e-5, gt=0)
-    schedule_epochs: int | None = Field(None, ge=1, description="length of the cosine; none: the epochs that are run")
-    weight_decay: float = Field(3e-5, ge=0)
-    epochs: int = Field(20, ge=1)
-    least_steps: int = Field(200, ge=0, description="more epochs where these hold fewer steps than this")
-    batch_size: int = Field(128, ge=2, description="256 in the code")
-    budgets_per_batch: int = Field(4, ge=1, description="random budgets whose pairs one step sees; at most K")
+    optimiser: Literal["sgd", "adam"] = Field("adam", description="adam, or sgd as in the paper")
+    learning_rate: float = Field(3e-3, gt=0, le=100, description="at the start of a cosine")
+    final_learning_rate: float = Field(2e-5, gt=0, le=100, description="at its end")
+    schedule_epochs: int | None = Field(None, ge=1, le=1_000_000, description=(
+        "length of the cosine; none: the epochs that are run"))
+    weight_decay: float = Field(3e-5, ge=0, description="L2 penalty of the weights")
+    epochs: int = Field(20, ge=1, le=1_000_000, description="passes over the observed trials")
+    least_steps: int = Field(200, ge=0, le=1_000_000, description="more epochs where these hold fewer steps than this")
+    batch_size: int = Field(128, ge=2, le=1_000_000, description="triplets of one step; 256 in the code")
+    budgets_per_batch: int = Field(4, ge=1, le=1_000_000, description=(
+        "random budgets whose pairs one step sees; at most K"))
     p_interp: float = Field(0.5, ge=0, le=1, description="share of budgets drawn between the training budgets; the "
                                                          "labels of such a budget are exact")
     round_effort: float = Field(0.5, gt=0, le=1, description="share of the epochs and steps before each round of "
                                                              "proposals; the whole is for the final training")
     holdout_share: float = Field(0.2, ge=0, lt=1, description="trials kept for the rank correlation that is reported")
-    pseudo_triplets: int = Field(800, ge=0, description="architectures labelled by the posterior and added to the "
-                                                        "observed triplets; 0 as in the paper")
+    pseudo_triplets: int = Field(800, ge=0, le=1_000_000, description=(
+        "architectures labelled by the posterior and added to the observed triplets; 0 as in the paper"))
 
 
-class GeneratorSettings(Section):
+class GeneratorSettings(Frozen):
     """pi(a|B; theta): an LSTM conditioned on a budget embedding (pnag.md 4, 5, 8)."""
 
-    hidden: int = Field(64, ge=4)
-    budget_every_step: bool = False
-    mask_dead_tokens: bool = True
-    samples_per_budget: int = Field(8, ge=1)
+    hidden: int = Field(64, ge=4, le=8192, description="units of the LSTM")
+    budget_every_step: bool = Field(False, description="the budget is an input of every step, not of the first alone")
+    mask_dead_tokens: bool = Field(True, description="tokens without influence give no gradient")
+    samples_per_budget: int = Field(8, ge=1, le=1_000_000, description="architectures drawn per budget and update")
     single_budget: bool = Field(False, description="one random budget per update, as the released code")
     p_interp: float = Field(0.5, ge=0, le=1, description="share of budgets drawn between the training budgets")
     baseline_decay: float | None = Field(0.95, ge=0, lt=1, description="EMA of mean and spread; none: raw")
-    reward_scale: float = Field(1.0, gt=0)
-    entropy_start: float = Field(0.3, ge=0, description="per nat, beside a unit-variance advantage")
-    entropy_end: float = Field(0.03, ge=0)
-    learning_rate: float = Field(3e-3, gt=0)
-    gradient_norm: float | None = Field(5.0, gt=0)
-    updates: int = Field(400, ge=1, description="updates of the final training")
-    round_updates: int = Field(30, ge=1, description="updates before each round of proposals")
-    patience: int | None = Field(None, ge=1, description="updates without a better mean reward before training stops; "
-                                                         "none: all updates are made")
+    reward_scale: float = Field(1.0, gt=0, description="factor of the reward")
+    entropy_start: float = Field(0.3, ge=0, description=(
+        "weight of the entropy at the first update, per nat, beside a unit-variance advantage"))
+    entropy_end: float = Field(0.03, ge=0, description="the same at the last update")
+    learning_rate: float = Field(3e-3, gt=0, le=100, description="of Adam")
+    gradient_norm: float | None = Field(5.0, gt=0, description="largest norm of a gradient; none: unbounded")
+    updates: int = Field(400, ge=1, le=1_000_000, description="updates of the final training")
+    round_updates: int = Field(30, ge=1, le=1_000_000, description="updates before each round of proposals")
+    patience: int | None = Field(None, ge=1, le=1_000_000, description=(
+        "updates without a better mean reward before training stops; none: all updates are made"))
 
 
-class PosteriorSettings(Section):
+class PosteriorSettings(Frozen):
     """Accuracy of any architecture, with its uncertainty, from the observed trials."""
 
-    trees: int = Field(100, ge=2)
-    features_share: float = Field(1.0, gt=0, le=1)
+    trees: int = Field(100, ge=2, le=1_000_000, description="of the random forest")
+    features_share: float = Field(1.0, gt=0, le=1, description="share of the features that a split looks at")
     optimism: float = Field(1.0, ge=0, description="standard deviations added to the mean when candidates are chosen")
-    process_trials: int = Field(600, ge=4, description="at most this many trials, at random, for the Gaussian process: "
-                                                       "its cost is cubic")
+    process_trials: int = Field(600, ge=4, le=1_000_000, description=(
+        "at most this many trials, at random, for the Gaussian process: its cost is cubic"))
 
 
-class CollectionSettings(Section):
+class CollectionSettings(Frozen):
     """Which architectures are worth an evaluation: a random start, then rounds of proposals."""
 
-    warmup: int = Field(20, ge=2)
-    batch: int = Field(5, ge=1, description="least evaluations between two rounds of learning")
+    warmup: int = Field(20, ge=2, le=1_000_000, description="random architectures before the first round")
+    batch: int = Field(5, ge=1, le=1_000_000, description="least evaluations between two rounds of learning")
     growth: float = Field(0.1, ge=0, le=1, description="a round has at least this share of the trials known before it")
-    candidates: int = Field(3000, ge=16, description="architectures among which uncertainty selects")
+    candidates: int = Field(3000, ge=16, le=1_000_000, description="architectures among which uncertainty selects")
     random_only: bool = Field(False, description="plain uniform sampling from the start to the end, as in the paper")
 
 
-class PnagSettings(Section):
-    variant: Literal["ours", "specified", "printed", "released"] = "ours"
-    reward: Reward = "rule"
-    budgets: int = Field(10, ge=1, description="K training budgets")
+class PnagSettings(Frozen):
+    variant: Literal["ours", "specified", "printed", "released"] = Field("ours", description=(
+        "whose procedure: see docs/pnag.md"))
+    reward: Reward = Field("rule", description="how cost enters the reward (pnag.md 5)")
+    budgets: int = Field(10, ge=1, le=1_000_000, description="K training budgets")
     range_ms: tuple[float, float] | None = Field(None, description="B_1 and B_K; none: see range_from")
     range_from: Literal["task", "trials"] = Field("task", description=(
         "the task's budgets, where it has two or more, or the 5th to 95th percentile of the latencies observed"))
@@ -96,11 +104,12 @@ class PnagSettings(Section):
     reward_coefficient: float = Field(0.07, description="of the absolute reward")
     answer: Literal["posterior", "evaluator"] = Field("posterior", description=(
         "what ranks an answer's candidates: the posterior, trials among them, or R, the generator's draws alone"))
-    generate_samples: int = Field(32, ge=1, description="architectures drawn per asked budget, beside the greedy one")
-    evaluator: EvaluatorSettings = EvaluatorSettings()
-    generator: GeneratorSettings = GeneratorSettings()
-    posterior: PosteriorSettings = PosteriorSettings()
-    collection: CollectionSettings = CollectionSettings()
+    generate_samples: int = Field(32, ge=1, le=1_000_000, description=(
+        "architectures drawn per asked budget, beside the greedy one"))
+    evaluator: EvaluatorSettings = Field(EvaluatorSettings(), description="the ranking network")
+    generator: GeneratorSettings = Field(GeneratorSettings(), description="the policy")
+    posterior: PosteriorSettings = Field(PosteriorSettings(), description="the surrogate of the accuracy")
+    collection: CollectionSettings = Field(CollectionSettings(), description="which architectures are evaluated")
 
     def for_rounds(self) -> PnagSettings:
         """What a learner that only serves one round of proposals is trained with."""

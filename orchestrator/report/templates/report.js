@@ -99,19 +99,21 @@
     element("h3", {}, title + " ", element("small", {}, subtitle)), ...children);
 
   const modelCard = (model, budget) => {
+    const bare = model ? !model.file : view.bare;  // an architecture without a model
+    const title = bare ? "Chosen architecture" : "Handed-over model";
     if (!model) {
       const target = data.views.length > 1 ? ` --target ${view.label}` : "";
-      return card("model", "Handed-over model", "none at or under " + ms(budget),
-        element("p", {}, "Make one: ", element("code", {}, `paretoray generate ${data.run} --budget ${Number(budget.toPrecision(4))}ms${target}`)));
+      return card("model", title, "none at or under " + ms(budget),
+        element("p", {}, bare ? "Choose one: " : "Make one: ", element("code", {}, `paretoray generate ${data.run} --budget ${Number(budget.toPrecision(4))}ms${target}`)));
     }
     const budgets = view.models.filter((row) => row.arch_id === model.arch_id).map((row) => Number(row.budget_ms.toPrecision(4)));
     const error = known(model.latency_stderr_ms) ? " ± " + model.latency_stderr_ms.toPrecision(2) : "";
     const file = model.href ? element("a", { href: model.href }, model.file) : model.file || "none";
-    return card("model", "Handed-over model", "trained, exported and measured for " + budgets.join(", ") + " ms",
+    return card("model", title, (bare ? "not trained or exported; for " : "trained, exported and measured for ") + budgets.join(", ") + " ms",
       element("dl", {}, fact("Test accuracy", percent(model.test_accuracy), "test"), fact("Validation", percent(model.accuracy), "accuracy"),
-        fact("Measured latency", ms(model.latency_ms).replace(" ms", error + " ms"), "latency"), fact("Predicted", ms(model.predicted_ms), "predicted"),
+        fact(bare ? "Latency (looked up)" : "Measured latency", ms(model.latency_ms).replace(" ms", error + " ms"), "latency"), fact("Predicted", ms(model.predicted_ms), "predicted"),
         fact("Multiply-adds", count(model.madds), "madds"), fact("Parameters", count(model.params), "params"),
-        fact("File", file, "file")), draw(model.arch_id));
+        fact(bare ? "Model" : "File", file, "file")), draw(model.arch_id));
   };
   const trialCard = (trial, budget) => {
     if (!trial) return card("trial", "Best trial of the search", "none at or under " + ms(budget));

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -52,34 +53,40 @@ def evaluate(folder: Path, knowledge: object = None, rows: Tokens = ROWS, seed: 
     return found
 
 
-def ready_pool(folder: Path) -> KnowledgePool:
-    """Filled by one training of every architecture, and switched on."""
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool that was filled by one training of every architecture, and switched on."""
+    folder = tmp_path_factory.mktemp("filled")
     pool = KnowledgePool(folder / "pool", SPACE, epochs=1, gate_file=folder / "gate.json")
     assert all(e.details["warm"] == 0 for e in evaluate(folder / "fill", pool))
     while not pool.ready():
         pool.start(ROWS[0])
-    return pool
+    return folder
 
 
-def test_warm_starts_are_better_after_equal_epochs(tmp_path: Path) -> None:
-    pool = ready_pool(tmp_path)
-    cold, warm = evaluate(tmp_path / "cold", seed=1), evaluate(tmp_path / "warm", pool, seed=1)
+@pytest.fixture
+def ready_pool(filled: Path, tmp_path: Path) -> KnowledgePool:
+    """A copy of it, with the trainings behind it in `fill`."""
+    shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
+    return KnowledgePool(tmp_path / "pool", SPACE, epochs=1, gate_file=tmp_path / "gate.json")
+
+
+def test_warm_starts_are_better_after_equal_epochs(ready_pool: KnowledgePool, tmp_path: Path) -> None:
+    cold, warm = evaluate(tmp_path / "cold", seed=1), evaluate(tmp_path / "warm", ready_pool, seed=1)
     gain = np.mean([w.accuracy - c.accuracy for w, c in zip(warm, cold)])
     assert gain > 0.04
     assert all((w.details["warm"], w.details["hits"], w.details["queries"]) == (1, 1, 1) for w in warm)
 
 
-def test_lineage_counts_the_iterations_of_the_chain(tmp_path: Path) -> None:
-    pool = ready_pool(tmp_path)
-    again = [evaluate(tmp_path / str(i), pool, ROWS[:1])[0].details for i in range(2)]
+def test_lineage_counts_the_iterations_of_the_chain(ready_pool: KnowledgePool, tmp_path: Path) -> None:
+    again = [evaluate(tmp_path / str(i), ready_pool, ROWS[:1])[0].details for i in range(2)]
     assert [d["lineage_max"] for d in again] == [2 * STEPS, 3 * STEPS]
     assert all(d["lineage_min"] == d["lineage_max"] and d["iterations"] == STEPS for d in again)
 
 
-def test_what_is_inherited_is_the_stored_network(tmp_path: Path) -> None:
+def test_what_is_inherited_is_the_stored_network(ready_pool: KnowledgePool, tmp_path: Path) -> None:
     """Same architecture: the network computes what the stored one computed, before it is trained on."""
-    pool = ready_pool(tmp_path)
-    link = KnowledgeLink(pool)
+    link = KnowledgeLink(ready_pool)
     trained = ArchitectureTrainer(SPACE, DATA.train, PREPROCESSING, SETTINGS, tmp_path / "fill").train(ROWS[3]).network
     link.insert(ROWS[3], arrays(trained), STEPS, [0])
     fresh = ArchitectureTrainer(SPACE, DATA.train, PREPROCESSING, SETTINGS, tmp_path / "new")._fresh(ROWS[3])
@@ -90,17 +97,16 @@ def test_what_is_inherited_is_the_stored_network(tmp_path: Path) -> None:
         torch.testing.assert_close(fresh.eval()(images), trained(images), atol=1e-4, rtol=1e-4)
 
 
-def test_a_resumed_training_keeps_the_start_it_had(tmp_path: Path) -> None:
+def test_a_resumed_training_keeps_the_start_it_had(ready_pool: KnowledgePool, tmp_path: Path) -> None:
     """Meanwhile the pool has learnt: asked again it would give another start, and another accuracy."""
-    pool = ready_pool(tmp_path)
     first = ArchitectureTrainer(SPACE, DATA.train, PREPROCESSING, replace(SETTINGS, epochs=3), tmp_path / "undisturbed",
-                                KnowledgeLink(pool)).train(ROWS[2])
+                                KnowledgeLink(ready_pool)).train(ROWS[2])
     interrupted = ArchitectureTrainer(SPACE, DATA.train, PREPROCESSING, replace(SETTINGS, epochs=3), tmp_path / "cut",
-                                      KnowledgeLink(pool))
+                                      KnowledgeLink(ready_pool))
     interrupted.train(ROWS[2])
     for path in interrupted.folder(ROWS[2]).glob("epoch-000003.*"):
         path.unlink()
-    evaluate(tmp_path / "meanwhile", pool, ROWS[2:3])
+    evaluate(tmp_path / "meanwhile", ready_pool, ROWS[2:3])
     resumed = interrupted.train(ROWS[2])
     assert resumed.resumed_epoch == 2 and resumed.start == first.start
     expected = arrays(first.network)
@@ -129,9 +135,10 @@ def services(ray_local: None) -> Iterator[list[KnowledgeService]]:
         service.close()
 
 
-def test_trainer_and_pool_on_other_processes(services: list[KnowledgeService], tmp_path: Path) -> None:
-    """Filled and used by trainers behind the rollout pool, the trainer killed in its last training."""
-    ready_pool(tmp_path)
+@pytest.mark.slow
+def test_trainer_and_pool_on_other_processes(services: list[KnowledgeService], ready_pool: KnowledgePool,
+                                             tmp_path: Path) -> None:
+    """Used by trainers behind the rollout pool, the trainer killed in its last training."""
     services.append(KnowledgeService(tmp_path / "pool", SPACE, 1, gate_file=tmp_path / "gate.json"))
     dies = fatal(PREPROCESSING, tmp_path / "mark", dies_at=2 * STEPS)
     made = ProxyEvaluatorFactory(SPACE, ray.put(DATA.train), dies, ray.put(PREPROCESSING.prepare(DATA.val)), SETTINGS,

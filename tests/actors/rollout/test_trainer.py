@@ -130,7 +130,7 @@ def test_divergence_fails_one_architecture_with_a_reason(tmp_path: Path) -> None
 
 def test_images_too_small_for_the_network_fail_it_with_a_reason(tmp_path: Path) -> None:
     evaluation = factory(tmp_path, space=TinySpace(resolution=1))().evaluate(ROWS[:1])[0]
-    assert "map pool of the network has shape (4, 0, 0)" in evaluation.error and "larger resolution" in evaluation.error
+    assert "would have shape (4, 0, 0)" in evaluation.error and "larger resolution" in evaluation.error
 
 
 def test_a_disk_that_refuses_costs_no_training(tmp_path: Path) -> None:

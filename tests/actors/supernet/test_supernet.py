@@ -16,7 +16,7 @@ from actors.supernet.checkpoints import read_newest
 from orchestrator.data.datasets import DataSettings, load_dataset
 from searchspaces.errors import EvaluationError, StoreError
 from searchspaces.network import GraphNetwork
-from searchspaces.training.steps import TrainingSettings
+from searchspaces.training.sandwich import SandwichSettings
 from tests.actors.tinyspace import TinySpace
 
 DATA = load_dataset(DataSettings(limit=600))
@@ -56,7 +56,7 @@ def test_training_learns_and_reports(tmp_path: Path) -> None:
 def test_status_says_how_often_values_were_trained(tmp_path: Path, sampler: Literal["fair", "sandwich"]) -> None:
     """Three widths and two kernels. Fair steps train every width once; sandwiches favour the ends."""
     def actor() -> SupernetActor:
-        return make_actor(tmp_path, training=TrainingSettings(sampler=sampler))
+        return make_actor(tmp_path, training=SandwichSettings(sampler=sampler))
 
     assert (actor().status()["updates_most"], actor().status()["updates_least"]) == (0, 0)
     status = actor().train_epoch()
@@ -144,7 +144,7 @@ def test_checkpoint_of_another_space_is_refused(tmp_path: Path) -> None:
 
 
 def test_diverging_epoch_is_an_error_and_starts_over_from_the_checkpoint(tmp_path: Path) -> None:
-    actor = make_actor(tmp_path, training=TrainingSettings(lr=1e30, warmup_fraction=0.0))
+    actor = make_actor(tmp_path, training=SandwichSettings(lr=1e30, warmup_fraction=0.0))
     with pytest.raises(EvaluationError, match="lower its learning rate"):
         actor.train_epoch()
     assert actor.status()["epoch"] == 0

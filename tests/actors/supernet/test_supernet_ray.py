@@ -87,6 +87,7 @@ def test_two_ranks_hold_equal_weights_and_those_of_one_worker(started: list[Supe
     assert_close(other, get(actor.weights.remote())[1], atol=0)
 
 
+@pytest.mark.slow
 def test_ranks_with_batch_norm_agree_on_statistics(started: list[SupernetService], tmp_path: Path) -> None:
     actor = start(started, tmp_path, TinySpace(), workers=2)
     get(actor.train_epoch.remote())
@@ -95,6 +96,7 @@ def test_ranks_with_batch_norm_agree_on_statistics(started: list[SupernetService
     assert_close(other, get(actor.weights.remote())[1], atol=0)
 
 
+@pytest.mark.slow
 def test_lost_rank_costs_an_epoch_not_the_training(started: list[SupernetService], tmp_path: Path) -> None:
     space = TinySpace(norm=False)
     actor = start(started, tmp_path / "two", space, workers=2, epochs=3)

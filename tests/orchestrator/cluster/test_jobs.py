@@ -30,7 +30,7 @@ def free_port() -> int:
 def head() -> Iterator[tuple[str, str]]:
     """(address, dashboard) of a cluster that somebody else started, with its default token authentication."""
     port, dashboard = free_port(), free_port()
-    folder = tempfile.mkdtemp(prefix="rayhead", dir="/tmp")  # short: socket paths are limited to 107 characters
+    folder = tempfile.mkdtemp(prefix="head-")  # short: socket paths are limited to 107 characters
     environment = os.environ | {"PATH": f"{SCRIPTS}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
     process = subprocess.Popen(
         [str(SCRIPTS / "ray"), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}",

@@ -63,7 +63,7 @@ def end(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> int:
 def address() -> Iterator[str]:
     """A head that measures its processor."""
     port = free_port()
-    folder = tempfile.mkdtemp(prefix="raynodes", dir="/tmp")  # short: socket paths are limited to 107 characters
+    folder = tempfile.mkdtemp(prefix="nodes-")  # short: socket paths are limited to 107 characters
     head = start_ray(f"ray start --head --port={port} --num-cpus=2 --include-dashboard=false --temp-dir={folder} "
                      "--resources='{\"latency_cpu\": 1}' --node-name=head")
     yield f"127.0.0.1:{port}"

@@ -37,7 +37,7 @@ JOIN = """
 import sys
 from pathlib import Path
 import ray
-from orchestrator.cluster.joining import joining as cluster
+from orchestrator.cluster import joining
 from orchestrator.config import parse_config
 from orchestrator.cluster.ownmodules import own_modules
 folder = sys.argv[1]
@@ -48,8 +48,8 @@ sys.path.remove(folder)  # workers get the driver's path, and must not find it t
 def check_reachable(address):
     pass
 
-cluster.check_reachable = check_reachable
-with cluster.connected(None, "local", own=own):
+joining.check_reachable = check_reachable
+with joining.connected(None, "local", own=own):
     @ray.remote
     def where():
         import own_space_far_away

@@ -351,6 +351,7 @@ def test_unknown_options_are_refused() -> None:
         fnas(critic={"membres": 3})
 
 
+@pytest.mark.slow
 def test_policy_learns_to_sample_better_architectures() -> None:
     """Mean reward of what the policy samples, before and after 150 trainings."""
     controller = fnas(evaluations=150, policy={"learning_rate": 3e-3, "hidden": 32})

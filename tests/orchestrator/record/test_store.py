@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.record.store import RunStore, Trial, write_text
+from orchestrator.record.store import RunStore, Trial, read_json, write_text
 from searchspaces.errors import StoreError
 
 TRIAL = Trial(0, "abc", (0, 1, 2), "space", "random", 0.5, "supernet", 3, 1.5, "predicted", "cpu-1", 10, 20, None, None,
@@ -130,7 +130,7 @@ def test_full_disk_keeps_what_was_recorded(tmp_path: Path) -> None:
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     messages = done.stdout.splitlines()
-    assert len(messages) == 3 and all("resume" in message for message in messages), done.stdout
+    assert len(messages) == 3 and all("free some space" in message for message in messages), done.stdout
     assert "the disk is full while writing" in messages[0] and "part-000000003.parquet" in messages[0]
     store = RunStore.open(tmp_path, "run")
     assert store.read_trials() == trials(0, 3) + trials(3, 1), "and what fits again is taken again"
@@ -172,6 +172,20 @@ RunStore.open(Path({str(tmp_path)!r}), "run").lock()
     second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert second.returncode != 0
     assert "being driven by another process" in second.stderr
+
+
+def test_whoever_holds_the_lock_reads_the_state_once_per_change(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path)
+    reads: list[Path] = []
+    store.update_state(stage="measure")
+    monkeypatch.setattr("orchestrator.record.store.read_json", lambda path: (reads.append(path), read_json(path))[1])
+    assert [store.state(), store.state()] == 2 * [{"stage": "measure"}] and len(reads) == 2     # others may write it
+    store.lock()
+    store.state()["stage"] = "mine"
+    assert [store.state(), store.state()] == 2 * [{"stage": "measure"}] and len(reads) == 3
+    store.update_state(budgets_ms=(1.0, 2.0))
+    assert store.state() == store.state() == {"stage": "measure", "budgets_ms": [1.0, 2.0]} and len(reads) == 4
 
 
 def test_state_and_events(tmp_path: Path) -> None:

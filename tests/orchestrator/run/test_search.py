@@ -26,7 +26,7 @@ from searchspaces.errors import ParetorayError
 ROOT = Path(__file__).parents[3]
 TINY = """
 seed: 3
-data: {name: digits, limit: 600}
+data: {name: digits, limit: 300}
 space: mobilenetv3-s16
 target: onnx_cpu
 budgets: {count: 2}
@@ -209,6 +209,7 @@ def test_a_mistake_is_one_sentence_and_a_non_zero_exit(tiny: Path, tmp_path: Pat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_hopeless_budget_is_refused_before_training(tiny: Path, tmp_path: Path) -> None:
     process = start("search", str(tiny), "--name", "tiny", "--runs", str(tmp_path / "runs"), "--set",
                     "budgets=[1us, 5ms]")

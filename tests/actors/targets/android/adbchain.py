@@ -23,15 +23,13 @@ SHAPE = (3, 16, 16)
 @contextmanager
 def adb_server() -> Iterator[int]:
     """Its port. It keeps its keys in a folder of its own and looks for no other phones; only this server is ended."""
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as home:
         environment = {**os.environ, "HOME": home, "ADB_MDNS": "0", "ADB_LOCAL_TRANSPORT_MAX_PORT": "0"}
         server = subprocess.Popen([adbutils.adb_path(), "-P", str(port), "server", "nodaemon"], env=environment,
                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            wait_until(lambda: _answers(port), "an answer of the adb server")
+            wait_until(lambda: answers(port), "an answer of the adb server")
             yield port
         finally:
             subprocess.run([adbutils.adb_path(), "-P", str(port), "kill-server"], check=False, timeout=20.0,
@@ -50,7 +48,8 @@ def attached_phone(port: int, root: Path, features: str = FEATURES) -> Iterator[
         yield phone
     finally:
         phone.stop()
-        client.disconnect(phone.serial)
+        if answers(port):      # or adbutils would start another server, which nobody ends
+            client.disconnect(phone.serial)
 
 
 def state(port: int, serial: str) -> str:
@@ -65,7 +64,13 @@ def quick_target(port: int, phone: AdbDevice, **options: object) -> AndroidTarge
     return AndroidTarget(SHAPE, **arguments)  # type: ignore[arg-type]
 
 
-def _answers(port: int) -> bool:
+def free_port() -> int:
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def answers(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), 1.0).close()
     except OSError:

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tests.leftovers import mark
+
 VERSION, MAX_DATA, CHUNK = 0x01000001, 256 * 1024, 16 * 1024
 FEATURES = "shell_v2,cmd"
 RunFault = Literal["", "drop", "reboot", "stall", "silent", "garbage", "short"]
@@ -271,7 +273,7 @@ def _inside(command: str, root: Path) -> str:
 
 
 def _environment(root: Path) -> dict[str, str]:
-    return {"PATH": f"{root}/bin:{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(root)}
+    return {"PATH": f"{root}/bin:{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(root), **mark()}
 
 
 def _furnish(root: Path) -> None:

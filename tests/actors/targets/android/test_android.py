@@ -70,6 +70,7 @@ def test_real_models_through_the_worker(adb_port: int, phone: AdbDevice) -> None
     assert not on_phone(phone, "models")
 
 
+@pytest.mark.slow
 def test_two_phones_serve_one_pool_and_one_dies(ray_local: None, adb_port: int, phone: AdbDevice,
                                                 second: AdbDevice) -> None:
     options = {"runner": QUICK_RUNNER, "adb_port": adb_port, "serial": "all", "reconnect_s": 1.0}

@@ -12,13 +12,14 @@ import psutil
 import pytest
 
 from actors.targets.android import target as android
+from actors.targets.android.adb import Server
 from actors.targets.android.files import FOLDER
 from actors.targets.android.target import AndroidTarget, PushedModel
 from actors.targets.reference import reference_graph
 from actors.targets.target import Health, LatencySample, Workload
 from searchspaces.errors import DeviceRestingError, TargetError
 from searchspaces.onnxgraph import to_onnx
-from tests.actors.targets.android.adbchain import adb_server, attached_phone, quick_target, state
+from tests.actors.targets.android.adbchain import adb_server, answers, attached_phone, free_port, quick_target, state
 from tests.actors.targets.android.adbdevice import AdbDevice, RunFault, wait_until
 
 NETWORK = Workload(graph=reference_graph(3, 16))
@@ -192,17 +193,24 @@ def test_disconnected_by_somebody_else(target: AndroidTarget, phone: AdbDevice, 
     assert measure(target).ratio == 1.0 and target.health().ok
 
 
-def test_server_that_ends(tmp_path: Path) -> None:
+def test_server_that_ends_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """adbutils itself would start one on the default port, here a port of our own."""
+    default = free_port()
+    monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(default))
     with adb_server() as port, attached_phone(port, tmp_path) as phone:
         target = quick_target(port, phone)
         handles = target.prepare([NETWORK])
+        client = Server.of(None, port).client(5.0)
+        assert [known.serial for known in client.list()] == [phone.serial]
         adbutils.AdbClient(port=port).server_kill()
-        wait_until(lambda: not target.health().ok, "the server's end")
+        wait_until(lambda: not answers(port), "the server's end")
+        with pytest.raises(TargetError, match="no adb server answers"):
+            client.list()
         assert f"no adb server answers at 127.0.0.1:{port}" in target.health().reason
         with pytest.raises(TargetError, match="no adb server answers"):
             target.measure(handles)
         target.close()
-        phone.stop()
+    assert not answers(default)
 
 
 # --- heat and drift ---------------------------------------------------------------------------------------------------

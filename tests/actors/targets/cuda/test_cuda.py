@@ -1,10 +1,9 @@
-"""The CUDA target without a GPU: the order of what it does, its refusals, the lock, what a sample holds. The stand-ins
-run the networks on the CPU (fakegpu.py). On real hardware: the conformance suite, marked gpu."""
+"""The CUDA target without a GPU: the order of what it does, its refusals, what a sample holds (its lock: test_lock.py).
+The stand-ins run the networks on the CPU (fakegpu.py). On real hardware: the conformance suite, marked gpu."""
 from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ import torch
 from actors.targets.catalogue import check_options, claims, make_target
 from actors.targets.conformance import check_target
 from actors.targets.cuda import target as cuda
-from actors.targets.cuda.lock import GpuLock
 from actors.targets.cuda.monitor import GpuMonitor
 from actors.targets.cuda.runtime import CUDA, CudaRuntime
 from actors.targets.cuda.target import GPU_PROTOCOL, CudaTarget
@@ -234,49 +232,6 @@ def test_claims_are_whole_gpus_of_one_kind() -> None:
         claims("cuda", {}, mixed)
     with pytest.raises(ConfigError, match="offers 0.5 of one"):
         claims("cuda", {}, {"GPU": 0.5})
-
-
-HOLDER = """
-import sys, tempfile, time
-tempfile.tempdir = sys.argv[1]
-from actors.targets.cuda.lock import GpuLock
-lock = GpuLock(sys.argv[2], "Fake GPU")
-print("held", flush=True)
-time.sleep(120)
-"""
-
-
-def test_a_gpu_is_measured_by_one_process(gpu: FakeGpu, tmp_path: Path) -> None:
-    """Two real processes; the kernel frees the lock of one that is killed."""
-    other = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path), f"GPU-{UUID}"], cwd=ROOT,
-                             stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(TargetError, match=f"Fake GPU \\(GPU-{UUID}\\) is being measured by another process; wait"):
-            CudaTarget(SHAPE, 1.0, modules=gpu.modules())
-        CudaTarget(SHAPE, 1.0, modules=replace(gpu, uuid="another-card").modules()).close()
-        other.send_signal(signal.SIGKILL)
-        other.wait(timeout=30)
-        made = CudaTarget(SHAPE, 1.0, modules=gpu.modules())
-        with pytest.raises(TargetError, match="wait"):
-            GpuLock(f"GPU-{UUID}", "Fake GPU")
-        made.close()
-        made.close()
-        GpuLock(f"GPU-{UUID}", "Fake GPU").release()
-    finally:
-        other.kill()
-        other.wait(timeout=30)
-
-
-def test_a_lock_that_cannot_be_made_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
-    with pytest.raises(TargetError, match="cannot lock Fake GPU: .*No such file or directory"):
-        GpuLock("GPU-1", "Fake GPU")
-    (tmp_path / "paretoray-GPU-1.lock").symlink_to(tmp_path / "elsewhere")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(TargetError, match="cannot lock Fake GPU"):
-        GpuLock("GPU-1", "Fake GPU")
-    assert not (tmp_path / "elsewhere").exists()
 
 
 # --- the state of the card --------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from torch import Tensor
 from searchspaces.errors import ConfigError, EvaluationError, StoreError
 from searchspaces.mobilenetv3.space import MobileNetV3S16
 from searchspaces.network import recalibrate_batch_norm
-from searchspaces.training.steps import SupernetTraining, TrainingSettings, evaluate
+from searchspaces.training.sandwich import SandwichSettings, SandwichTraining, evaluate
+from searchspaces.training.training import Schedule
 
 SPACE = MobileNetV3S16(width=0.25, resolution=8, unit_strides=(1, 1, 2, 1, 1))
 
@@ -29,20 +30,20 @@ def data(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def training(settings: TrainingSettings | None = None, total_steps: int = 6, seed: int = 0) -> SupernetTraining:
+def training(settings: SandwichSettings | None = None, total_steps: int = 6, seed: int = 0) -> SandwichTraining:
     torch.manual_seed(0)
-    return SupernetTraining(SPACE.make_supernet(), settings or TrainingSettings(), total_steps, seed)
+    return (settings or SandwichSettings()).start(SPACE.make_supernet(), Schedule(1, total_steps, seed))
 
 
-def equal(a: SupernetTraining, b: SupernetTraining) -> bool:
+def equal(a: SandwichTraining, b: SandwichTraining) -> bool:
     one, two = a.state_dict(), b.state_dict()
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_every_subnet_learns() -> None:
-    trainer = training(TrainingSettings(lr=0.1), total_steps=40)
+    trainer = training(SandwichSettings(lr=0.1), total_steps=40)
     for step in range(40):
-        metrics = trainer.step(*data(32, seed=step))
+        metrics = trainer.step(data(32, seed=step))
     assert metrics["accuracy"] > 0.9
     images, labels = data(300, seed=1000)
     for row in [*SPACE.extremes(), *SPACE.sample_uniform(np.random.default_rng(0), 2)]:
@@ -52,22 +53,22 @@ def test_every_subnet_learns() -> None:
 
 
 @pytest.mark.parametrize("settings", [
-    TrainingSettings(), TrainingSettings(sampler="fair"), TrainingSettings(dropout=0.2, distill_weight=0.0),
+    SandwichSettings(), SandwichSettings(sampler="fair"), SandwichSettings(dropout=0.2, distill_weight=0.0),
 ])
-def test_resumed_training_is_bit_identical(settings: TrainingSettings) -> None:
+def test_resumed_training_is_bit_identical(settings: SandwichSettings) -> None:
     whole = training(settings)
     for step in range(6):
-        whole.step(*data(8, step))
+        whole.step(data(8, step))
     first = training(settings)
     for step in range(3):
-        first.step(*data(8, step))
+        first.step(data(8, step))
     stored = load(save(first.state_dict()))
     torch.manual_seed(99)  # a new process has another random state and other initial weights
-    resumed = SupernetTraining(SPACE.make_supernet(), settings, 6, 0)
+    resumed = settings.start(SPACE.make_supernet(), Schedule(1, 6, 0))
     resumed.load_state_dict(stored)
     assert resumed.steps_done == 3
     for step in range(3, 6):
-        resumed.step(*data(8, step))
+        resumed.step(data(8, step))
     assert equal(whole, resumed)
 
 
@@ -75,13 +76,13 @@ def test_snapshot_does_not_move_with_the_training() -> None:
     trainer = training()
     before = trainer.state_dict()
     kept = {name: tensor.clone() for name, tensor in before.items()}
-    trainer.step(*data(8))
+    trainer.step(data(8))
     assert all(torch.equal(before[name], kept[name]) for name in before)
 
 
 def test_subnets_depend_on_seed_and_step_only() -> None:
     one, two, other = training(seed=5), training(seed=5), training(seed=6)
-    two.step(*data(8))
+    two.step(data(8))
     assert (one.subnets_of_step(4) == two.subnets_of_step(4)).all()
     assert (one.subnets_of_step(4) != one.subnets_of_step(5)).any()
     assert (one.subnets_of_step(4) != other.subnets_of_step(4)).any()
@@ -100,7 +101,7 @@ def test_gradients_are_reduced_once_per_step_and_in_the_same_order() -> None:
         for rank, worker in enumerate(workers):  # first pass: what would each worker contribute?
             probe = copy.deepcopy(worker)
             probe.reduce_gradients = record
-            probe.step(*data(8, 10 * step + rank))
+            probe.step(data(8, 10 * step + rank))
             copies.append([gradient.clone() for gradient in seen.pop()])
             assert not seen
         means = [(a + b) / 2 for a, b in zip(*copies, strict=True)]
@@ -111,14 +112,14 @@ def test_gradients_are_reduced_once_per_step_and_in_the_same_order() -> None:
 
         for rank, worker in enumerate(workers):
             worker.reduce_gradients = exchange
-            worker.step(*data(8, 10 * step + rank))
+            worker.step(data(8, 10 * step + rank))
     for a, b in zip(workers[0].supernet.parameters(), workers[1].supernet.parameters()):
         assert torch.equal(a, b)
 
 
 def test_one_step_against_autograd_by_hand() -> None:
     """Gradients of all subnets summed, distillation from the largest, decay not on batch norm and biases."""
-    settings = TrainingSettings(lr=0.1, momentum=0.0, weight_decay=0.01, warmup_fraction=0.0, grad_clip=1e9)
+    settings = SandwichSettings(lr=0.1, momentum=0.0, weight_decay=0.01, warmup_fraction=0.0, grad_clip=1e9)
     trainer = training(settings)
     images, labels = data(16)
     reference = copy.deepcopy(trainer.supernet).train()
@@ -136,13 +137,13 @@ def test_one_step_against_autograd_by_hand() -> None:
     for name, p in reference.named_parameters():
         decay = 0.01 * p if p.ndim > 1 else 0.0
         expected[name] = p if p.grad is None else p - 0.1 * (p.grad + decay)
-    trainer.step(images, labels)
+    trainer.step((images, labels))
     for name, p in trainer.supernet.named_parameters():
         assert torch.allclose(p, expected[name], atol=2e-5), name
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    trainer = training(TrainingSettings(lr=0.2, warmup_fraction=0.1), total_steps=100)
+    trainer = training(SandwichSettings(lr=0.2, warmup_fraction=0.1), total_steps=100)
     rates = [trainer.learning_rate(step) for step in range(101)]
     assert rates[:10] == sorted(rates[:10]) and rates[0] > 0
     assert max(rates) == rates[10] == 0.2
@@ -150,9 +151,9 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 
 def test_update_counts_are_equal_under_strict_fairness() -> None:
-    trainer = training(TrainingSettings(sampler="fair"))
+    trainer = training(SandwichSettings(sampler="fair"))
     for step in range(3):
-        trainer.step(*data(4, step))
+        trainer.step(data(4, step))
     counts = trainer.update_counts()
     assert len(counts) == 45
     assert counts["depth0"] == counts["kernel3.1"] == (3, 3)
@@ -165,12 +166,12 @@ def test_divergence_is_one_sentence() -> None:
     trainer = training()
     images, labels = data(8)
     with pytest.raises(EvaluationError, match="learning rate"):
-        trainer.step(images * float("nan"), labels)
+        trainer.step((images * float("nan"), labels))
 
 
 def test_foreign_checkpoint_is_refused() -> None:
     torch.manual_seed(0)
-    other = SupernetTraining(MobileNetV3S16(width=0.5, resolution=8).make_supernet(), TrainingSettings(), 6, 0)
+    other = SandwichSettings().start(MobileNetV3S16(width=0.5, resolution=8).make_supernet(), Schedule(1, 6, 0))
     with pytest.raises(StoreError, match="does not fit"):
         training().load_state_dict(other.state_dict())
     with pytest.raises(StoreError):
@@ -182,4 +183,4 @@ def test_foreign_checkpoint_is_refused() -> None:
 ])
 def test_impossible_settings(options: dict) -> None:
     with pytest.raises(ConfigError):
-        TrainingSettings(**options)
+        SandwichSettings(**options)
