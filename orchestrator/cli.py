@@ -253,7 +253,18 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except Interrupted as stop:
+        _say(_notes(stop))
         sys.exit(128 + stop.signal_number)
     except ParetorayError as error:
-        stderr.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        _say([f"error: {error}", *_notes(error)])
         sys.exit(2)
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What becomes of the run; below a traceback Python itself prints them."""
+    return list(getattr(error, "__notes__", ()))
+
+
+def _say(sentences: list[str]) -> None:
+    for sentence in sentences:
+        stderr.print(sentence, markup=False, highlight=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from searchspaces.network import BatchNorm
 
-ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "h_swish": F.hardswish}
+ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6, "h_swish": F.hardswish}
 
 
 def batch_norm(norm: BatchNorm, x: Tensor) -> Tensor:
@@ -102,18 +102,18 @@ class ElasticMBConv(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, mids: Sequence[int], kernels: Sequence[int], stride: int,
-                 activation: str, se_inners: Sequence[int] | None, shortcut: bool) -> None:
+                 activation: str, se_inners: Sequence[int] | None, shortcut: bool, *, eps: float = 1e-5) -> None:
         super().__init__()
         self.mids, self.se_inners, self.shortcut = tuple(mids), se_inners, shortcut
         self.activation = ACTIVATION[activation]
         largest = self.mids[-1]
         self.expand = nn.Conv2d(in_channels, largest, 1, bias=False)
-        self.expand_bn = BatchNorm(largest)
+        self.expand_bn = BatchNorm(largest, eps)
         self.depthwise = ElasticDepthwise(largest, kernels, stride)
-        self.depthwise_bn = BatchNorm(largest)
+        self.depthwise_bn = BatchNorm(largest, eps)
         self.se = ElasticSE(mids, se_inners) if se_inners is not None else None
         self.project = nn.Conv2d(largest, out_channels, 1, bias=False)
-        self.project_bn = BatchNorm(out_channels)
+        self.project_bn = BatchNorm(out_channels, eps)
         self.masks_EC: Tensor
         self.register_buffer("masks_EC", prefix_masks(mids), persistent=False)
 

@@ -17,6 +17,7 @@ from searchspaces.mobilenetv3.space import MobileNetV3, MobileNetV3S16, MobileNe
 from searchspaces.nasbench201.space import NasBench201
 from searchspaces.plugins import check_options, load_object, user_code
 from searchspaces.probe import probe_space
+from searchspaces.proxylessnas.space import ProxylessNas, ProxylessNasS16, ProxylessNasS32
 from searchspaces.space import SearchSpace
 
 SPACES: dict[str, type[SearchSpace]] = {
@@ -29,6 +30,9 @@ SPACES: dict[str, type[SearchSpace]] = {
     "nasbench201": NasBench201,
     "darts": Darts,
     "darts-s16": DartsS16,
+    "proxylessnas": ProxylessNas,
+    "proxylessnas-s32": ProxylessNasS32,
+    "proxylessnas-s16": ProxylessNasS16,
 }
 FROM_DATA = ("classes", "channels")  # set by the dataset, never an option
 

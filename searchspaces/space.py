@@ -144,6 +144,14 @@ class SearchSpace(ABC):
         """float32[N, F], non-negative, larger means slower: multiply-adds, node and block counts per stage."""
         return np.stack([stage_features(self.graph(row)) for row in tokens_NT])
 
+    def most_probable(self, probabilities: Sequence[NDArray[np.float64]]) -> Tokens:
+        """int8[T], canonical: the architecture that a distribution stands for, the most probable value of every
+        position. `probabilities[t]` float[V_t]. A space whose positions depend on each other overrides this."""
+        row = np.zeros(len(self.choices), dtype=np.int8)
+        for position, p in enumerate(probabilities):
+            row[position] = np.argmax(np.where(self.valid(row[:position]), p, -1.0))
+        return self.canonical(row[None])[0]
+
     def extremes(self) -> Tokens:
         """int8[2, T]: an architecture expected to be the fastest and one expected to be the slowest.
 

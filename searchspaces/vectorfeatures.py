@@ -5,6 +5,7 @@ with ONNX Runtime a 3x3 convolution of 20, 24 or 32 channels takes equally long.
 """
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 
 from searchspaces.graph import Graph
@@ -13,8 +14,9 @@ VECTOR = 16
 VECTOR_FEATURES = ("operators", "depthwise", "dense", "pointwise", "maps")
 
 
-def vector_features(graph: Graph) -> tuple[float, ...]:
+def vector_features(graph: Graph, nodes: Collection[str] | None = None) -> tuple[float, ...]:
     """VECTOR_FEATURES of a graph as a runtime with vector layouts sees it: channels in whole vectors of 16.
+    Of `nodes` alone where they are given; the features of disjoint sets add up.
 
     Operators left after fusion; mega multiply-adds of depthwise, of dense k x k and of 1x1 convolutions; mega elements
     of maps that are pooled, gated or added, which also change layout on the way.
@@ -22,7 +24,9 @@ def vector_features(graph: Graph) -> tuple[float, ...]:
     shapes = {node.name: node.shape for node in graph.nodes}
     sums = dict.fromkeys(VECTOR_FEATURES, 0.0)
     for node in graph.nodes[1:]:
-        if node.op in ("batch_norm", "relu", "flatten"):
+        if nodes is not None and node.name not in nodes:
+            continue
+        if node.op in ("batch_norm", "relu", "relu6", "flatten"):
             continue
         vectors_out, vectors_in = (VECTOR * -(-shape[0] // VECTOR) for shape in (node.shape, shapes[node.inputs[0]]))
         elements = vectors_out * prod(node.shape[1:]) / 1e6

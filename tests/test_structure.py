@@ -16,7 +16,7 @@ PLAN: tuple[tuple[str, ...], ...] = (
     # what can be built
     ("searchspaces",),                                        # contracts and shared parts
     ("searchspaces/darts", "searchspaces/mnas", "searchspaces/mobilenetv3", "searchspaces/nasbench201",
-     "searchspaces/training"),
+     "searchspaces/proxylessnas", "searchspaces/training"),
     ("searchspaces/catalogue.py",),                           # the spaces by name
     # what lives on another process and holds something
     ("actors",),                                              # data, devices, the evaluator contract
@@ -29,7 +29,8 @@ PLAN: tuple[tuple[str, ...], ...] = (
     ("orchestrator/frontier.py", "orchestrator/interrupt.py", "orchestrator/data"),
     ("orchestrator/config.py", "orchestrator/controllers"),
     ("orchestrator/record", "orchestrator/prediction", "orchestrator/controllers/baselines"),
-    ("orchestrator/controllers/pnag", "orchestrator/controllers/fnas", "orchestrator/cluster"),
+    ("orchestrator/controllers/pnag", "orchestrator/controllers/fnas", "orchestrator/controllers/unas",
+     "orchestrator/cluster"),
     ("orchestrator/handover", "orchestrator/report"),
     ("orchestrator/services",),                               # what the stages of a run share
     ("orchestrator/run/stages",),

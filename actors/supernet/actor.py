@@ -36,6 +36,7 @@ from actors.supernet.ranks import RankGroup
 from actors.supernet.training import SupernetSettings, Trainer
 from searchspaces.errors import ClusterError, ParetorayError, StoreError
 from searchspaces.space import SearchSpace, Tokens
+from searchspaces.training.training import Latencies
 
 __all__ = ["SupernetActor", "SupernetService", "SupernetSettings", "fine_tuned_weights", "load_weights"]
 log = logging.getLogger(__name__)
@@ -81,11 +82,22 @@ class SupernetActor:
                 "device": self._trainer.device.type, "host": socket.gethostname(),
                 "pid": os.getpid()}
 
-    def train_epoch(self) -> dict[str, Any]:
-        """Trains the next epoch, writes its checkpoint and returns `status()`. Does nothing after the last epoch."""
+    def begin_epoch(self) -> dict[str, Tokens]:
+        """By label of a goal, architectures whose latency for it the next epoch needs; {} for methods without."""
+        return dict(self._trainer.begin_epoch())
+
+    def distribution(self) -> dict[str, NDArray[np.float64]]:
+        """What the training method learned beside the weights (`Training.distribution`)."""
+        return self._trainer.training.distribution()
+
+    def train_epoch(self, latencies: Latencies | None = None) -> dict[str, Any]:
+        """Trains the next epoch, writes its checkpoint and returns `status()`. Does nothing after the last epoch.
+        `latencies` in ms answer `begin_epoch`, row by row; nan where measuring failed."""
         if self._trainer.epoch < self._settings.epochs:
             try:
-                progress = self._train_with_ranks() if self._settings.workers > 1 else self._trainer.train_epoch()
+                known = latencies or {}
+                progress = (self._train_with_ranks(known) if self._settings.workers > 1
+                            else self._trainer.train_epoch(known))
             except BaseException:
                 self._trainer = self._restore()  # never go on from the middle of an epoch
                 raise
@@ -95,7 +107,7 @@ class SupernetActor:
             self._save()
         return self.status()
 
-    def _train_with_ranks(self) -> dict[str, float]:
+    def _train_with_ranks(self, latencies: Latencies) -> dict[str, float]:
         """One epoch on all ranks. If a rank is lost, the epoch is repeated with a new group, at last alone."""
         for attempt in range(GROUP_ATTEMPTS):
             try:
@@ -104,7 +116,7 @@ class SupernetActor:
                     if self._group.ranks > 1:
                         self._trainer = self._restore(self._group.ranks)
                         self._group.join(self._trainer)
-                return self._group.train_epoch(self._trainer)
+                return self._group.train_epoch(self._trainer, latencies)
             except ParetorayError:
                 self._end_group()
                 raise
@@ -114,7 +126,7 @@ class SupernetActor:
                 self._end_group()
                 self._trainer = self._restore()
         log.warning("supernet ranks were lost %d times in one epoch; it is trained by one worker", GROUP_ATTEMPTS)
-        return self._trainer.train_epoch()
+        return self._trainer.train_epoch(latencies)
 
     def rank_states(self) -> list[dict[str, torch.Tensor]]:
         """The other ranks' whole states, to check that they agree with this one."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from actors.data import Images, Preprocessing
 from actors.supernet.training import Ring, SupernetSettings, Trainer
 from searchspaces.space import SearchSpace
+from searchspaces.training.training import Latencies
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +39,11 @@ class RankActor:
         self._ring = Ring(address, rank, ranks, self._parts[3].rank_time_out_s)
         self._trainer.join(self._ring)
 
-    def train_epoch(self) -> int:
+    def train_epoch(self, latencies: Latencies) -> int:
         """Trains along; the epochs done. On failure the connections are closed so that nobody waits for this rank."""
         assert self._ring is not None, "join first"
         try:
-            self._trainer.train_epoch()
+            self._trainer.train_epoch(latencies)
         except BaseException:
             self._ring.close()
             raise
@@ -80,10 +81,10 @@ class RankGroup:
         ray.get(joining, timeout=self._settings.rank_time_out_s)
         trainer.join(self._ring)
 
-    def train_epoch(self, trainer: Trainer) -> dict[str, float]:
+    def train_epoch(self, trainer: Trainer, latencies: Latencies) -> dict[str, float]:
         """One epoch on all ranks. RuntimeError or RayError if one of them is lost."""
-        others = [handle.train_epoch.remote() for handle in self.handles]
-        progress = trainer.train_epoch()
+        others = [handle.train_epoch.remote(latencies) for handle in self.handles]
+        progress = trainer.train_epoch(latencies)
         ray.get(others, timeout=self._settings.rank_time_out_s)
         return progress
 

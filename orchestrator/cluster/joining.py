@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from actors.targets.target import CPU_RESOURCE, Claim
+from actors.targets.target import CPU_RESOURCE
+from orchestrator.cluster.embedded import start_embedded
+from orchestrator.cluster.watch import Watch
 from orchestrator.config import ClusterSettings
 from searchspaces.errors import ClusterError
 
@@ -50,40 +50,38 @@ def is_local(address: str | None) -> bool:
 
 @contextlib.contextmanager
 def connected(settings: ClusterSettings, address: str | None, slots: int = 0,
-              resources: Mapping[str, float] = LOCAL_RESOURCES, own: Sequence[str] = ()) -> Iterator[None]:
+              resources: Mapping[str, float] = LOCAL_RESOURCES, own: Sequence[str] = ()) -> Iterator[Watch]:
     """Ray is initialised inside; what was started here is shut down at the end, a joined cluster is only left. A local
     Ray gets at least `slots` CPUs and offers `resources`: this machine's devices (devices.announced_resources). `own`:
-    modules that travel to a joined cluster (ownmodules.own_modules)."""
+    modules that travel to a joined cluster (ownmodules.own_modules). The watch yielded looks after the Ray that was
+    started or joined here; ClusterError where an error inside was Ray's death."""
     import ray
 
+    watch = Watch()
     if ray.is_initialized():
-        yield
+        yield watch
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    if address:
-        _join(address, own)
-    else:
-        _start_local(settings, slots, resources)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _start_local(settings: ClusterSettings, slots: int, resources: Mapping[str, float]) -> None:
-    import ray
-
-    # Training, rollouts and measuring take turns, so each may have all cores: Ray counts slots, not cores. With fewer
-    # slots than actors (one core, two rollouts asked for) the last actor would wait for ever.
-    cpus = max(2 * (settings.cpus or usable_cores()) + 1, slots)
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    memory = settings.object_store_mb * 2**20 if settings.object_store_mb else None
-    ray.init(address="local", num_cpus=cpus, resources=dict(resources), object_store_memory=memory,
-             include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False, configure_logging=False)
+    with watch.guarded():
+        if address:
+            _join(address, own)
+        else:
+            start_embedded(settings, slots, resources)
+            watch.begin()
+        try:
+            yield watch
+        except Exception as error:
+            if reason := watch.lost():
+                raise ClusterError(reason) from error
+            raise
+        finally:
+            watch.end()
+            ray.shutdown()
 
 
 def _join(address: str, own: Sequence[str]) -> None:
     import ray
+    from ray.exceptions import RayError
 
     if address != "auto":
         check_reachable(address)
@@ -92,7 +90,7 @@ def _join(address: str, own: Sequence[str]) -> None:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False,
                  runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}} | ({} if inside_job else
                                                                  {"py_modules": [*_package_folders(), *own]}))
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(f"cannot join the Ray cluster at {address} ({str(error).splitlines()[0]}); check the "
                            "address, and RAY_AUTH_MODE and its token if the cluster asks for one") from error
 
@@ -123,37 +121,10 @@ def _package_folders() -> list[str]:
     return [*(str(root / name) for name in PACKAGES), str(root / "paretoray.py")]
 
 
-def usable_cores() -> int:
-    return len(psutil.Process().cpu_affinity())
-
-
 def total_cpus() -> int:
     import ray
 
     return int(ray.cluster_resources().get("CPU", 1))
-
-
-def device_claims(name: str, options: Mapping[str, Any]) -> list[Claim]:
-    """The devices of the cluster on which the named target is measured; ClusterError where there is none.
-
-    A node announces its devices with `paretoray worker`. A processor is always there: without a node that announces
-    one the driver's own is measured, and said so; then nothing but this run keeps it exclusive.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from actors.targets.catalogue import announced, claims
-
-    found = claims(name, options, ray.cluster_resources())
-    if found:
-        return found
-    if CPU_RESOURCE not in announced(name, options):
-        raise ClusterError(f"no node of the cluster announces a device for target {name}; start the node that has one "
-                           "with: paretoray worker --address HOST:PORT")
-    log.warning("no node announces the resource '%s'; measuring on the driver's node (start the node to measure with "
-                "'paretoray worker' to choose)", CPU_RESOURCE)
-    node = ray.get_runtime_context().get_node_id()
-    return [Claim({"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)})]
 
 
 def environment() -> dict[str, Any]:

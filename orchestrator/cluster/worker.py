@@ -29,7 +29,8 @@ from orchestrator.cluster.devices import (
     known_kinds,
     named_kinds,
 )
-from orchestrator.cluster.joining import check_reachable, has_token, host_and_port, usable_cores
+from orchestrator.cluster.embedded import usable_cores
+from orchestrator.cluster.joining import check_reachable, has_token, host_and_port
 from orchestrator.config import load_config
 from orchestrator.interrupt import Interrupted
 from searchspaces.errors import ClusterError, ConfigError

@@ -22,6 +22,7 @@ CONTROLLERS = {
     "fnas": "orchestrator.controllers.fnas.controller:Fnas",
     "nsga2": "orchestrator.controllers.baselines.nsga2:Nsga2",
     "pnag": "orchestrator.controllers.pnag.controller:Pnag",
+    "unas": "orchestrator.controllers.unas.controller:Unas",
     "random": "orchestrator.controllers.baselines.random:RandomSearch",
 }
 

@@ -15,15 +15,19 @@ from the seed and the number of observed trials, and every observed trial counts
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from searchspaces.space import SearchSpace, Tokens
+
+if TYPE_CHECKING:
+    from searchspaces.training.training import TrainingMethod
+    from searchspaces.training.weights import WeightSettings
 
 
 class LatencyModel(Protocol):
@@ -51,13 +55,16 @@ class EarlierRun:
 @dataclass(frozen=True)
 class Task:
     """What the search is for. `latency` is None where latency is known only through trials (a table). `earlier` are
-    the runs of `warm_start`, for controllers that can learn from them (`uses_earlier_runs`)."""
+    the runs of `warm_start`, for controllers that can learn from them (`uses_earlier_runs`). `distributions`: what the
+    controller's own training method learned beside the supernet's weights, logits float64[V_t] per position, one list
+    per budget; empty for other controllers and other sources of accuracy."""
 
     budgets_ms: tuple[float, ...]
     evaluations: int
     seed: int
     latency: LatencyModel | None = None
     earlier: tuple[EarlierRun, ...] = ()
+    distributions: tuple[tuple[NDArray[np.float64], ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ class Controller(ABC):
     """See the module docstring. `settings` is an instance of the model that `settings_model` names."""
 
     uses_earlier_runs = False  # does it learn from `task.earlier`?
+    needs_supernet = False     # does it learn only beside a supernet's weights, by a training of its own?
     ranks_finalists = False    # are its answers retrained in its own order? Otherwise in that of their accuracy
 
     def __init__(self, space: SearchSpace, settings: Any, task: Task) -> None:
@@ -151,6 +159,13 @@ class Controller(ABC):
     def cpus(cls, settings: Any) -> int:
         """CPUs of the cluster that it holds while it learns, beside the driver's; `settings` as for the constructor."""
         return 0
+
+    @classmethod
+    def training(cls, settings: Any, budgets_ms: Mapping[str, Sequence[float]], weights: WeightSettings,
+                 workers: int) -> TrainingMethod | None:
+        """How the supernet is trained for it, where it does not take a supernet as section `supernet` trains it.
+        `budgets_ms` by label of the goal; `weights` and `workers` are that section's."""
+        return None
 
     def close(self) -> None:  # noqa: B027 (most controllers hold nothing)
         """Gives back what it holds on the cluster; nothing is proposed or observed after it."""

@@ -34,8 +34,9 @@ from rich.progress import Progress
 
 from actors.latency.pool import LatencyPool, LatencyPoolSettings, LatencyRequest, LatencyResult
 from orchestrator.cluster.devices import local_devices
-from orchestrator.cluster.joining import connected, device_claims
+from orchestrator.cluster.joining import connected
 from orchestrator.cluster.ownmodules import own_modules
+from orchestrator.cluster.waiting import devices_when_there
 from orchestrator.config import Config
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.record.records import latency_row
@@ -141,7 +142,8 @@ def measure_table(config: Config, count: int, out: Path | None, address: str | N
     stop = StopFlag()
     with connected(config.cluster, address, resources=local_devices(config, address), own=own_modules(config)):
         target = config.targets[0]
-        pool = LatencyPool(space, target.name, target.options, devices=device_claims(target.name, target.options),
+        devices = devices_when_there(target.name, target.options, config.cluster, log.warning)
+        pool = LatencyPool(space, target.name, target.options, devices=devices,
                            settings=LatencyPoolSettings(time_out_s=config.latency.time_out_s),
                            reference_ms=existing.head["reference_ms"] if existing is not None else None)
         try:

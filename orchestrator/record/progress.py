@@ -89,6 +89,10 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The panel is gone, from any thread; lines can still be printed."""
         self._end_stage()
         if self._live is not None:
             self._live.stop()

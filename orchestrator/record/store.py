@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -98,7 +99,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise StoreError(f"{'the disk is full' if full else 'cannot write'} while writing {path} ({error}); "
-                         "everything recorded so far is kept, free some space and resume the run") from error
+                         "everything recorded so far is kept; free some space first") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -211,9 +212,13 @@ class RunStore:
             path.mkdir(parents=True)
         except OSError as error:
             raise StoreError(f"cannot create the run folder {path} ({error}); choose another --runs folder") from error
-        write_text(path / "config.yaml", config_text)
-        write_json(path / "environment.json", environment)
-        return cls(path)
+        try:
+            write_text(path / "config.yaml", config_text)
+            write_json(path / "environment.json", environment)
+            return cls(path)
+        except BaseException:
+            remove_folder(path)
+            raise
 
     @classmethod
     def open(cls, root: Path, name: str) -> RunStore:
@@ -233,6 +238,18 @@ class RunStore:
         for table in (self.trials, self.latency):
             table.remove_leftovers()
 
+    @property
+    def recorded(self) -> bool:
+        """Is there anything that a resumed run would not do again: a latency, a trial, a checkpoint?"""
+        checkpoints = self.path / "checkpoints"
+        return self.latency.rows + self.trials.rows > 0 or (checkpoints.exists() and any(checkpoints.iterdir()))
+
+    def discard(self) -> None:
+        """Removes the folder, by whoever holds its lock. Only for a run that recorded nothing."""
+        assert self._lock is not None and not self.recorded
+        remove_folder(self.path)
+        self._lock.close()
+
     def append_trials(self, trials: Sequence[Trial]) -> None:
         self.trials.append([asdict(trial) for trial in trials])
 
@@ -248,8 +265,8 @@ class RunStore:
             with (self.path / "events.jsonl").open("a") as handle:
                 handle.write(line + "\n")
         except OSError as error:
-            raise StoreError(f"cannot write {self.path / 'events.jsonl'} ({error}); free some space and resume the "
-                             "run, everything recorded so far is kept") from error
+            raise StoreError(f"cannot write {self.path / 'events.jsonl'} ({error}); everything recorded so far "
+                             "is kept; free some space first") from error
 
     def state(self) -> dict[str, Any]:
         """state.json; whoever holds the lock reads it once per change. Its values are shared: not to be changed."""
@@ -262,6 +279,14 @@ class RunStore:
         known = self.state()
         self._state = None      # read back from what was written, so that both are the same
         write_json(self.path / "state.json", known | facts)
+
+
+def remove_folder(path: Path) -> None:
+    """What cannot be removed stays, with a warning: an error is on its way already."""
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        log.warning("the run folder %s holds nothing and cannot be removed (%s)", path, error)
 
 
 def read_parts(folder: Path, schema: pa.Schema) -> pa.Table:

@@ -186,6 +186,10 @@ def training_figure(run: RunView) -> go.Figure | None:
     x = [e["epoch"] for e in epochs]
     figure.add_scatter(x=x, y=[e.get("loss") for e in epochs], mode="lines", name="loss",
                        line={"color": VERMILLION, "width": 2}, hovertemplate="epoch %{x}: %{y:.4f}<extra>loss</extra>")
+    if any(e.get("validation_loss") for e in epochs):      # 0 while a gradient system warms up
+        figure.add_scatter(x=x, y=[e.get("validation_loss") or None for e in epochs], mode="lines",
+                           name="validation loss", line={"color": VERMILLION, "width": 2, "dash": "dot"},
+                           hovertemplate="epoch %{x}: %{y:.4f}<extra>validation loss</extra>")
     for number, key in enumerate(names):
         label = escape(key.replace("_", " ") + ("" if key != "accuracy" else " (validation)"))
         figure.add_scatter(x=x, y=[None if e.get(key) is None else 100 * e[key] for e in epochs], mode="lines",

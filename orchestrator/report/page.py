@@ -22,6 +22,7 @@ from orchestrator.record.progress import quantity
 from orchestrator.record.store import write_text
 from orchestrator.report import figures
 from orchestrator.report.data import RunView, column_numbers, read_run
+from orchestrator.report.distribution import distribution_figure
 from orchestrator.report.drawing import drawing_data
 from orchestrator.report.views import agreements, views
 from searchspaces.errors import SpaceError
@@ -62,11 +63,13 @@ def page_data(run: RunView, space: SearchSpace | None, problems: list[str]) -> d
     """Everything the page's script reads: one view per goal (figures, front, models, notes and the range of the
     slider), and what all of them share."""
     seen = views(run)
-    training = figures.training_figure(run)
+    training, distribution = figures.training_figure(run), distribution_figure(run, space)
+    hidden = [] if training or _trains_a_supernet(run) else ["training"]
     return {"run": run.name, "views": [_view(label, view, space) for label, view in seen],
-            "hidden": [] if training or _trains_a_supernet(run) else ["training"],
+            "hidden": hidden + ([] if distribution else ["distribution"]),
             "drawing": _drawing(run, [view for _, view in seen], space, problems),
-            "figures": {"training": json.loads(training.to_json()) if training else None}}
+            "figures": {name: json.loads(figure.to_json()) if figure else None
+                        for name, figure in (("training", training), ("distribution", distribution))}}
 
 
 def _view(label: str, run: RunView, space: SearchSpace | None) -> dict[str, Any]:

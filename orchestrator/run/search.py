@@ -5,6 +5,7 @@ Each stage does what its recorded results lack, so entering it again after a cra
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -18,6 +19,7 @@ from actors.targets.catalogue import check_options
 from orchestrator.cluster.devices import local_devices
 from orchestrator.cluster.joining import connected, environment, is_local
 from orchestrator.cluster.ownmodules import own_modules
+from orchestrator.cluster.watch import EXIT_CODE, Watch
 from orchestrator.config import Config, dump_config, load_config
 from orchestrator.controllers.catalogue import check_controller_options
 from orchestrator.data.sources import check_accuracy
@@ -36,10 +38,10 @@ from orchestrator.run.stages.explore import explore
 from orchestrator.run.stages.measure import measure
 from orchestrator.run.stages.train import train
 from orchestrator.services.context import Leaders, RunContext, data_and_space
-from orchestrator.services.recipes import slots_needed
+from orchestrator.services.recipes import check_training, slots_needed
 from orchestrator.services.services import Services
 from orchestrator.services.warmstart import check_earlier, freeze_earlier, is_frozen
-from searchspaces.errors import BudgetError
+from searchspaces.errors import BudgetError, ClusterError
 
 
 class Stage(Enum):
@@ -81,8 +83,10 @@ class Search:
         for target in config.targets:
             check_options(target.name, target.options)
         check_controller_options(config.controller.name, config.controller.options)
+        check_training(config, self._splits.train)
         if resumed is None:
             check_earlier(config, runs, self._space, self._splits)
+        self._new = resumed is None
         self._open: Callable[[], RunStore] = lambda: resumed or RunStore.create(
             runs, str(name), dump_config(config), environment())
 
@@ -97,25 +101,24 @@ class Search:
         """Runs the stages that are left; returns what was handed over, one entry per budget.
 
         Raises BudgetError at the end, after everything is written, if a budget of the user's got no model;
-        ParetorayError for what a user can repair and Interrupted after Ctrl-C or SIGTERM: then the console says how to
-        resume.
+        ParetorayError for what a user can repair and Interrupted after Ctrl-C or SIGTERM: then a note on the error says
+        how to resume. A new run that recorded nothing leaves no folder.
         """
         store: RunStore | None = None
         try:
             slots, devices = slots_needed(self.config), local_devices(self.config, self.address)
-            with connected(self.config.cluster, self.address, slots, devices, own_modules(self.config)), \
-                    self.stop.installed():
+            with connected(self.config.cluster, self.address, slots, devices, own_modules(self.config)) \
+                    as watch, self.stop.installed():
                 opened = self._open()
                 opened.lock()
                 store = opened      # from here on there is something to resume
-                return self._run(store)
+                return self._run(store, watch)
         except BaseException as error:
-            # A budget that nobody can meet is refused again, however often the run is resumed.
-            if store is not None and _reached(store) is not Stage.DONE and not isinstance(error, BudgetError):
-                self._say_how_to_resume(store, error)
+            if store is not None and (advice := self._advice(store, error)):
+                error.add_note(advice)
             raise
 
-    def _run(self, store: RunStore) -> list[Delivered]:
+    def _run(self, store: RunStore, watch: Watch) -> list[Delivered]:
         preprocessing = Preprocessing.fit(self._splits.train, input_shape(self._space)[1])
         store.update_state(dataset=self._splits.name, classes=list(self._splits.classes),
                            channels=self._splits.channels)
@@ -130,6 +133,8 @@ class Search:
             metrics = stack.enter_context(contextlib.closing(
                 RunMetrics(store.path, store.name, target_state(store, self.config.labels[0]).get("slowest_ms"))))
             progress = stack.enter_context(Progress(self.console, title=f"paretoray {store.name}"))
+            watch.farewell = functools.partial(self._farewell, store, progress)
+            services.say = progress.note
             context = RunContext(self.config, store, self._space, self._splits, preprocessing, services, progress,
                                  self.stop, metrics, Leaders())
             for note in notes:
@@ -139,9 +144,11 @@ class Search:
                 if _reached(store) is stage:
                     metrics.stage(stage.value)
                     store.event("stage", stage=stage.value)
+                    watch.at_death(self._how_to_go_on(store, "was killed"))
                     step(context)
                     store.update_state(stage=_next(stage).value)
             metrics.stage(Stage.DONE.value)
+        watch.at_death("")
         entries = delivered_entries(store, self.config)
         progress.final_table(final_rows(entries))
         self.console.print(f"report: {write_report(store.path, self._space)}", highlight=False, soft_wrap=True)
@@ -154,10 +161,30 @@ class Search:
         label = entry.target if entry.target in labels else labels[0]
         return entry.budget_ms in self.config.budgets.of(label).values_ms
 
-    def _say_how_to_resume(self, store: RunStore, error: BaseException) -> None:
+    def _advice(self, store: RunStore, error: BaseException) -> str:
+        """What becomes of the run after this error; "" where there is nothing to say."""
         what = "stopped" if isinstance(error, Interrupted | KeyboardInterrupt) else "ended with an error"
-        self.console.print(f"run {store.name} {what} in stage '{_reached(store).value}'; everything recorded is kept, "
-                           f"go on with: paretoray resume {store.name}", highlight=False, soft_wrap=True)
+        if self._new and not store.recorded:
+            store.discard()
+            return f"run {store.name} {what} before anything was recorded; its folder is removed"
+        # A budget that nobody can meet is refused again, however often the run is resumed.
+        if _reached(store) is Stage.DONE or isinstance(error, BudgetError):
+            return ""
+        return self._how_to_go_on(store, what)
+
+    def _how_to_go_on(self, store: RunStore, what: str) -> str:
+        return (f"run {store.name} {what} in stage '{_reached(store).value}'; everything recorded is kept, go on with: "
+                f"paretoray resume {store.name}")
+
+    def _farewell(self, store: RunStore, progress: Progress, reason: str) -> tuple[int, list[str]]:
+        """Ray has died and this process ends: what the main thread would say if it still could."""
+        progress.close()
+        try:
+            self.stop.check()
+        except Interrupted as stop:     # whoever ended this process ended Ray with it
+            return 128 + stop.signal_number, [self._advice(store, stop)]
+        error = ClusterError(reason)
+        return EXIT_CODE, [f"error: {error}", self._advice(store, error)]
 
 
 def _reached(store: RunStore) -> Stage:

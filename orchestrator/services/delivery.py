@@ -21,9 +21,10 @@ from orchestrator.handover.architectures import architectures, look_ups, makes_m
 from orchestrator.handover.delivered import Candidate, Delivered
 from orchestrator.handover.generated import delivered_entries, record_entries
 from orchestrator.handover.models import HandOver, Workbench
-from orchestrator.record.goals import Goal, goal_model, target_state
+from orchestrator.record.goals import Goal, goal_model, read_goals, target_state
 from orchestrator.record.store import RunStore, read_json
 from orchestrator.services.context import load_predictor, load_state, state_name
+from orchestrator.services.distributions import recorded_distributions
 from searchspaces.space import SearchSpace, Tokens
 
 
@@ -101,7 +102,8 @@ def restored_controller(store: RunStore, config: Config, space: SearchSpace, goa
     """The goal's controller with what it learned in the search; it answers without learning again."""
     models = {label: load_predictor(store, config, space, label) for label in goal.targets}
     model = goal_model(goal, {label: found for label, found in models.items() if found is not None})
-    task = Task(goal.budgets_ms, config.search.evaluations, config.seed, model)
+    task = Task(goal.budgets_ms, config.search.evaluations, config.seed, model,
+                distributions=recorded_distributions(store, config, read_goals(store, config), goal))
     controller = make_controller(config.controller.name, space, task, config.controller.options)
     controller.load_state_dict(load_state(store, state_name("controller", goal.label, config)))
     return controller

@@ -1,17 +1,22 @@
 """What the configuration means to the services: settings of the actors, folders, and the CPUs that a run holds."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from actors.data import Augmentation
+from actors.data import Augmentation, Images
 from actors.rollout.trainer import ProxySettings
 from actors.supernet.actor import SupernetSettings
-from orchestrator.cluster.joining import usable_cores
+from orchestrator.cluster.embedded import usable_cores
 from orchestrator.config import Config
 from orchestrator.controllers.catalogue import check_controller_options, controller_class
 from orchestrator.data.accuracy import Recipe, TrainingAccuracy
+from orchestrator.record.goals import Goal
 from orchestrator.record.store import RunStore
+from searchspaces.errors import ConfigError
 from searchspaces.training.sandwich import SandwichSettings
+from searchspaces.training.training import TrainingMethod
+from searchspaces.training.weights import WeightSettings
 
 
 def slots_needed(config: Config) -> int:
@@ -41,11 +46,37 @@ def proxy_settings(config: Config, epochs: int) -> ProxySettings:
                          calibration_images=config.search.calibration_images)
 
 
-def supernet_settings(config: Config) -> SupernetSettings:
-    """The actor's settings from the configuration's section."""
+def own_training(config: Config, goals: Sequence[Goal]) -> TrainingMethod | None:
+    """How the controller has the supernet trained; None where that is up to section `supernet`."""
+    if config.accuracy.source != "supernet":
+        return None
+    name, s = config.controller.name, config.supernet
+    return controller_class(name).training(
+        check_controller_options(name, config.controller.options), {goal.label: goal.budgets_ms for goal in goals},
+        WeightSettings(lr=s.learning_rate, weight_decay=s.weight_decay), s.workers)
+
+
+def check_training(config: Config, train: Images) -> None:
+    """ConfigError where the controller's own training of the supernet cannot work, before anything starts."""
+    name = config.controller.name
+    if controller_class(name).needs_supernet and config.accuracy.source != "supernet":
+        raise ConfigError(f"controller {name} learns beside the weights of a supernet, but accuracies come from "
+                          f"{config.accuracy.source}; use accuracy: supernet, or another controller")
+    method = own_training(config, [Goal("any", (), (1.0,))])
+    share = 0.0 if method is None else method.held_out_share
+    count, batch = round(share * len(train)), config.supernet.batch_size
+    if share and min(count, len(train) - count) < batch:
+        raise ConfigError(f"controller {name} holds {share:g} of {len(train)} training images out, which leaves "
+                          f"{count} and {len(train) - count}, too few for a batch of {batch}; change "
+                          "controller.validation, or lower supernet.batch_size")
+
+
+def supernet_settings(config: Config, goals: Sequence[Goal]) -> SupernetSettings:
+    """The actor's settings from the configuration's section; `goals` for a controller that trains for its budgets."""
     s = config.supernet
-    training = SandwichSettings(lr=s.learning_rate, weight_decay=s.weight_decay, sampler=s.sampler,
-                                subnets=s.subnets, distill_weight=s.distillation)
+    training = own_training(config, goals) or SandwichSettings(
+        lr=s.learning_rate, weight_decay=s.weight_decay, sampler=s.sampler, subnets=s.subnets,
+        distill_weight=s.distillation)
     return SupernetSettings(training=training, epochs=s.epochs, batch_size=s.batch_size, seed=config.seed,
                             augmentation=Augmentation(padding=s.crop_padding, flip=s.flip),
                             calibration_images=config.search.calibration_images, workers=s.workers, num_cpus=s.cpus)

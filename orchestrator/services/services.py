@@ -8,6 +8,7 @@ store, rollout workers map them. The driver owns that object, because what an ac
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,17 +27,20 @@ from actors.rollout.pool import PoolSettings, RolloutPool
 from actors.rollout.trainer import ProxyEvaluatorFactory
 from actors.supernet.actor import SupernetService
 from actors.targets.target import Claim
+from orchestrator.cluster.embedded import usable_cores
 from orchestrator.cluster.gpus import PER_GPU, GpuOffer, places, rollout_share, supernet_share, trainer_share
-from orchestrator.cluster.joining import device_claims, total_cpus, usable_cores
+from orchestrator.cluster.joining import total_cpus
+from orchestrator.cluster.waiting import devices_when_there
 from orchestrator.config import Config
 from orchestrator.controllers.controller import Proposal
 from orchestrator.data.accuracy import Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.data.sources import read_table
-from orchestrator.record.goals import target_state
+from orchestrator.record.goals import read_goals, target_state
 from orchestrator.record.store import RunStore
 from orchestrator.services.recipes import controller_cpus, knowledge_folder, proxy_settings, supernet_settings
 from searchspaces.space import SearchSpace
 
+log = logging.getLogger(__name__)
 KNOWLEDGE_TIME_OUT_S = 30.0
 
 
@@ -49,6 +53,7 @@ class Services:
         self._config, self._space, self._splits, self._store = config, space, splits, store
         self._preprocessing = preprocessing
         self._local, self._check = local, check
+        self.say: Callable[[str], None] = log.warning       # what a user should hear
         self._latency: dict[str, tuple[LatencyPool, list[Claim]]] = {}
         self._supernet: SupernetService | None = None
         self._rollouts: RolloutPool | None = None
@@ -59,7 +64,8 @@ class Services:
         training take turns on GPUs: the others end."""
         if label not in self._latency:
             target = next(plugin for plugin in self._config.targets if plugin.label == label)
-            devices = device_claims(target.name, target.options)
+            devices = devices_when_there(target.name, target.options, self._config.cluster, self._said(label),
+                                         self._check)
             for other in [name for name, (_, held) in self._latency.items() if _overlap(devices, held)]:
                 self._latency.pop(other)[0].close()
             if _on_gpus(devices) and self._trains_on_gpus():
@@ -69,6 +75,14 @@ class Services:
                                reference_ms=target_state(self._store, label).get("reference_ms"))
             self._latency[label] = (pool, devices)
         return self._latency[label][0]
+
+    def _said(self, label: str) -> Callable[[str], None]:
+        """Where a target's devices come from is told in the panel and in state.json."""
+        def say(sentence: str) -> None:
+            self.say(sentence)
+            self._store.update_state(devices=self._store.state().get("devices", {}) | {label: sentence})
+
+        return say
 
     def supernet(self) -> Any:
         """Handle of the actor that owns the shared weights. It resumes from its newest checkpoint by itself. Ask for it
@@ -158,7 +172,8 @@ class Services:
     def _supernet_service(self) -> SupernetService:
         self.begin_training()
         if self._supernet is None:
-            settings = replace(supernet_settings(self._config), num_gpus=self._supernet_gpus())
+            settings = replace(supernet_settings(self._config, read_goals(self._store, self._config)),
+                               num_gpus=self._supernet_gpus())
             self._supernet = SupernetService(
                 self._space, self._splits.train, self._preprocessing, settings, self._store.path / "checkpoints",
                 name=f"supernet-{self._store.name}", check=self._check)

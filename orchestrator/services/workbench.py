@@ -169,7 +169,7 @@ class SupernetLocalBench(LocalBench):
         return [None] * len(tokens_NT)
 
     def trained_weights(self, tokens_T: Tokens) -> Weights:
-        settings, delivery = supernet_settings(self.config), self.config.delivery
+        settings, delivery = supernet_settings(self.config, []), self.config.delivery
         batches = Batches(self.splits.train, self.preprocessing, settings.augmentation,
                           min(settings.batch_size, len(self.splits.train)), settings.seed)
         return fine_tuned_weights(self._evaluator.network(tokens_T), batches, delivery.fine_tune_epochs,

@@ -104,6 +104,7 @@ class UnasTraining(Training):
         self._adam = [torch.optim.Adam(phi, lr=settings.learning_rate, weight_decay=settings.weight_decay)
                       for phi in self.phi]
         self._weights = WeightOptimizer(self.supernet, settings.weights, schedule.steps)
+        self._learning = [p for p in self.supernet.parameters() if p.requires_grad]
         self._latency = LatencyTerm(self._space, settings.latency, settings.aims, settings.temperature,
                                     settings.softening)
         self._counts = [np.zeros(size, dtype=np.int64) for size in self._space.vocabulary_sizes]
@@ -137,8 +138,8 @@ class UnasTraining(Training):
         for part, share, train, validation in self._parts(batch, held_out):
             drawn = draw(self.phi[turn], self.settings.temperature, self._noise(part),
                          softening=self.settings.softening)
-            numbers = self._architecture_part(drawn, train, validation, turn, part, share) if searching else {}
-            numbers |= self._weights_part(drawn, train, share)
+            numbers = (self._architecture_part(drawn, train, validation, turn, part, share) if searching
+                       else self._weights_part(drawn, train, share))
             sums = {name: total + share * numbers.get(name, 0.0) for name, total in sums.items()}
             self._count(drawn)
         if searching:
@@ -149,15 +150,21 @@ class UnasTraining(Training):
 
     def _architecture_part(self, drawn: Draw, train: Batch, validation: Batch, turn: int, part: int,
                            share: float) -> dict[str, float]:
-        """Gradient of one sample's share to phi: steps 2 to 5."""
+        """Gradients of one sample's share: to phi, steps 2 to 5, and to the weights, at the relaxed sample or at z."""
         settings = self.settings
         with torch.no_grad():
             hard = self._objective(*self._hard_losses(drawn, train, validation), drawn.z)
         points = [zeta.detach().to(self._device, torch.float32).requires_grad_() for zeta in drawn.zeta]
-        soft_train_B, soft_validation_B = (self._losses(self.supernet.forward_mixture(images, points), labels)
-                                           for images, labels in (train, validation))
-        soft = self._objective(soft_train_B, soft_validation_B, points)
-        slopes = torch.autograd.grad(soft, points, allow_unused=True)
+        logits = self.supernet.forward_mixture(train[0], points)
+        train_B = self._losses(logits, train[1])
+        validation_B = self._losses(self.supernet.forward_mixture(validation[0], points), validation[1])
+        soft = self._objective(train_B, validation_B, points)
+        if settings.weights_at == "relaxed" and self._one_gap:
+            slopes: Sequence[Tensor | None] = self._shared_backward(train_B.mean(), validation_B.mean(), points, share)
+            numbers = self._numbers(train_B, logits, train[1])
+        else:
+            slopes = torch.autograd.grad(soft, points, allow_unused=True)
+            numbers = self._weights_part(drawn, train, share)
         # The value of soft at zeta_hat is that at zeta; its gradient goes on through zeta_hat's own Jacobian.
         through = drawn.zeta if settings.estimator == "gumbel_softmax" else drawn.zeta_hat
         reparametrised = torch.stack([(slope.detach().cpu().double() * point).sum()
@@ -169,22 +176,42 @@ class UnasTraining(Training):
         term = self._latency.term(self.steps_done, part, turn, self.phi[turn], progress, self._noise(part, 1),
                                   self._noise(part, 2))
         (share * (surrogate + term.surrogate)).backward()
-        gap = float(soft_validation_B.mean().detach() - soft_train_B.mean().detach())
-        return {"validation_loss": float(soft_validation_B.mean().detach()), "gap": gap, "latency_loss": term.loss,
-                "surrogate_error": term.error}
+        gap = float(validation_B.mean().detach() - train_B.mean().detach())
+        return numbers | {"validation_loss": float(validation_B.mean().detach()), "gap": gap,
+                          "latency_loss": term.loss, "surrogate_error": term.error}
+
+    def _shared_backward(self, train: Tensor, validation: Tensor, points: list[Tensor],
+                         share: float) -> list[Tensor | None]:
+        """d L_d / d zeta by the chain rule through both mean losses, so that one backward pass of the training loss
+        serves the weights too: they learn at the same zeta, which does not depend on this step's phi."""
+        ends = [loss.detach().requires_grad_() for loss in (train, validation)]
+        penalty_at = [point.detach().requires_grad_() for point in points]
+        objective = self._objective(ends[0][None], ends[1][None], penalty_at)
+        by_train, by_validation, *by_point = torch.autograd.grad(objective, [*ends, *penalty_at], allow_unused=True)
+        (share * train).backward(inputs=[*self._learning, *points])
+        through_validation: Sequence[Tensor | None] = [None] * len(points)
+        if by_validation is not None and bool(by_validation):
+            through_validation = torch.autograd.grad(validation, points, allow_unused=True)
+        weights = (0.0 if by_train is None else by_train / share, by_validation, 1.0)
+        return [_weighted(weights, (point.grad, slope, direct))
+                for point, slope, direct in zip(points, through_validation, by_point)]
 
     def _weights_part(self, drawn: Draw, train: Batch, share: float) -> dict[str, float]:
-        """Gradient of the training loss to the weights, at the relaxed sample or at z (equation 7)."""
+        """Gradient of the training loss to the weights alone, at the relaxed sample or at z (equation 7)."""
         images, labels = train
         if self.settings.weights_at == "hard":
             self.supernet.set_active(self._tokens(drawn.z))
             logits = self.supernet(images)
         else:
-            logits = self.supernet.forward_mixture(images, [z.detach().to(self._device, torch.float32)
-                                                            for z in drawn.zeta])
-        loss = F.cross_entropy(logits, labels)
-        (share * loss).backward()
-        return {"loss": float(loss.detach()),
+            logits = self.supernet.forward_mixture(images, [zeta.detach().to(self._device, torch.float32)
+                                                            for zeta in drawn.zeta])
+        losses_B = self._losses(logits, labels)
+        (share * losses_B.mean()).backward()
+        return self._numbers(losses_B, logits, labels)
+
+    @staticmethod
+    def _numbers(losses_B: Tensor, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        return {"loss": float(losses_B.mean().detach()),
                 "accuracy": float((logits.detach().argmax(1) == labels).float().mean())}
 
     def _step_phi(self, turn: int) -> None:
@@ -201,6 +228,11 @@ class UnasTraining(Training):
             group["lr"] = self.settings.learning_rate * (
                 LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
         self._adam[turn].step()
+
+    @property
+    def _one_gap(self) -> bool:
+        """Does L_d depend on the mean losses only?"""
+        return self.settings.objective != "generalisation" or self.settings.gap == "batch"
 
     # --- losses ------------------------------------------------------------------------------------------------------
 
@@ -299,3 +331,8 @@ def uniform_logits(space: SearchSpace) -> list[Tensor]:
     prefix = np.zeros(len(space.choices), dtype=np.int8)
     return [torch.where(torch.from_numpy(space.valid(prefix[:position])), 0.0, IMPOSSIBLE).double()
             for position in range(len(space.choices))]
+
+
+def _weighted(weights: Sequence[Tensor | float | None], slopes: Sequence[Tensor | None]) -> Tensor | None:
+    parts = [weight * slope for weight, slope in zip(weights, slopes) if weight is not None and slope is not None]
+    return torch.stack(parts).sum(dim=0) if parts else None

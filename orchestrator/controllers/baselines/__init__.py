@@ -1,0 +1,1 @@
+"""What a controller of ours has to beat: random search, regularised evolution, NSGA-II."""

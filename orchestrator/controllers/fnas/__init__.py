@@ -1,0 +1,1 @@
+"""FNAS: PPO with a critic that replaces trainings; read controller.py first."""

@@ -1,4 +1,4 @@
-"""FNAS (fnas.md section 7): PPO that trains a tenth of the models.
+"""FNAS (fnas.md section 7): PPO that trains a fifth of the models.
 
 One iteration:
 1. up to half of the batch comes from the experience buffer (AEB), the rest is sampled from the policy;

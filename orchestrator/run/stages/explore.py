@@ -18,6 +18,7 @@ from orchestrator.record.progress import Best
 from orchestrator.record.store import Trial
 from orchestrator.services.batchlog import BatchLog
 from orchestrator.services.context import POLL_S, Leaders, RunContext, save_state, state_name
+from orchestrator.services.distributions import distributions
 from orchestrator.services.evaluation import record_trials
 from orchestrator.services.panel import Panel, nan_for_none
 from orchestrator.services.warmstart import earlier_runs, with_latencies
@@ -78,7 +79,8 @@ def replayed_panel(run: RunContext) -> Panel:
     for goal in goals:
         model = goal_model(goal, models)
         earlier = tuple(with_latencies(e, model) for e in earlier_runs(run.store, run.config, run.space, goal))
-        task = Task(goal.budgets_ms, run.config.search.evaluations, run.config.seed, model, earlier)
+        task = Task(goal.budgets_ms, run.config.search.evaluations, run.config.seed, model, earlier,
+                    distributions(run, goal))
         controllers.append(make_controller(plugin.name, run.space, task, plugin.options))
     if controllers[0].task.earlier and not controllers[0].uses_earlier_runs:
         run.progress.note(f"controller {plugin.name} does not learn from earlier runs; their latency table is used")

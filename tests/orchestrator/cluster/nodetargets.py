@@ -95,7 +95,8 @@ class OtherWork:
 
 
 def drive(address: str, log: str, gate: str) -> None:
-    from orchestrator.cluster.joining import connected, device_claims, prepare_environment
+    from orchestrator.cluster.joining import connected, prepare_environment
+    from orchestrator.cluster.waiting import devices_when_there
     from orchestrator.config import ClusterSettings
 
     prepare_environment(address)
@@ -110,7 +111,8 @@ def drive(address: str, log: str, gate: str) -> None:
     with connected(ClusterSettings(), address):
         other = ray.remote(OtherWork).options(num_cpus=0, resources={CPU_RESOURCE: 1}).remote()
         ray.get(other.ready.remote(), timeout=60)
-        pool = LatencyPool(space, kind, {"log": log, "gate": gate}, devices=device_claims(kind, {}),
+        devices = devices_when_there(kind, {}, ClusterSettings(), print)
+        pool = LatencyPool(space, kind, {"log": log, "gate": gate}, devices=devices,
                            settings=LatencyPoolSettings(per_call=1, max_failures=1))
         while any(device.state == "starting" for device in pool.health()):
             time.sleep(0.1)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.cluster import devices
-from orchestrator.cluster.joining import usable_cores
+from orchestrator.cluster.embedded import usable_cores
 from orchestrator.cluster.worker import NodeOffer, inspect
 from orchestrator.config import parse_config
 from searchspaces.errors import ClusterError, ConfigError, TargetError

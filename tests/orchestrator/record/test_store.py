@@ -130,7 +130,7 @@ def test_full_disk_keeps_what_was_recorded(tmp_path: Path) -> None:
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     messages = done.stdout.splitlines()
-    assert len(messages) == 3 and all("resume" in message for message in messages), done.stdout
+    assert len(messages) == 3 and all("free some space" in message for message in messages), done.stdout
     assert "the disk is full while writing" in messages[0] and "part-000000003.parquet" in messages[0]
     store = RunStore.open(tmp_path, "run")
     assert store.read_trials() == trials(0, 3) + trials(3, 1), "and what fits again is taken again"

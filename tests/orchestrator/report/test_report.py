@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,12 @@ def test_browser_of_the_system_or_of_playwright_or_what_to_install(tmp_path: Pat
     pytest.importorskip("playwright", reason="playwright is not installed; pip install -e '.[dev]'")
 
     def launch() -> str:
-        names = dict.fromkeys(("PATH", "PLAYWRIGHT_BROWSERS_PATH", "HOME", "TMPDIR"), str(tmp_path))
-        environment = names | mark()    # Playwright leaves a profile where it finds no browser
-        done = subprocess.run([sys.executable, "-c", LAUNCH], cwd=ROOT, env=environment, capture_output=True, text=True,
-                              timeout=120)
+        names = dict.fromkeys(("PATH", "PLAYWRIGHT_BROWSERS_PATH", "HOME"), str(tmp_path))
+        # Playwright leaves a profile where it finds no browser, and Chromium's socket needs a shorter path.
+        with tempfile.TemporaryDirectory() as place:
+            environment = names | mark() | {"TMPDIR": place}
+            done = subprocess.run([sys.executable, "-c", LAUNCH], cwd=ROOT, env=environment, capture_output=True,
+                                  text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -248,6 +248,22 @@ def test_weights_never_learn_from_validation_images() -> None:
     assert torch.equal(after[0][0], after[1][0]) and not torch.equal(after[0][1], after[1][1])
 
 
+@pytest.mark.parametrize("objective", ["generalisation", "validation", "training"])
+def test_one_backward_pass_for_both_gives_what_two_give(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def after() -> list[Tensor]:
+        found: list[Tensor] = []
+        training = started(weights=WeightSettings(), objective=objective, latency=LatencySettings(weight=0.0))
+        training.reduce_gradients = lambda parameters: found.extend(p.grad.clone() for p in parameters)
+        training.step(TRAIN, HELD_OUT)
+        return found
+
+    shared = after()
+    monkeypatch.setattr(UnasTraining, "_one_gap", False)
+    apart = after()
+    assert len(shared) == len(apart) > 2
+    assert all(torch.allclose(one, other, atol=1e-7) for one, other in zip(shared, apart))
+
+
 def test_slots_are_spread_over_the_epoch() -> None:
     slots = [(step, part) for step in range(10) for part in range(2)]
     chosen = spread(slots, 5)

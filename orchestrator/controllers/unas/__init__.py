@@ -1,0 +1,1 @@
+"""UNAS: unbiased gradients for accuracy and measured latency (specification unas)."""
