@@ -299,7 +299,8 @@ def test_folder_without_images_and_unknown_test_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"name": "mnist"}, "dataset 'mnist' is unknown; choose digits, parquet, folder, module:function or module:Class"),
+    ({"name": "mnist"}, "dataset 'mnist' is unknown; choose digits, scattered_digits, parquet, folder, "
+                         "module:function or module:Class"),
     ({"name": "parquet"}, "needs 'train'"),
     ({"name": "digits", "train": "x.parquet"}, "takes no 'train'"),
     ({"channels": 2}, r"allowed are 1 \(grey\) and 3"),
