@@ -8,8 +8,6 @@ Legend: N images, S source pixels a side, R canvas pixels a side.
 """
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,9 +25,9 @@ NOISE = 15.0            # standard deviation, in grey levels of 255
 
 def scattered(splits: Splits, seed: int) -> Splits:
     """The splits with every image scattered; no source image is in two of them, so neither is a rendering."""
-    parts = {name: _rendered(getattr(splits, name), np.random.default_rng([seed, number]), copies)
-             for number, (name, copies) in enumerate((("train", COPIES), ("val", 1), ("test", 1)))}
-    return replace(splits, name="scattered_digits", **parts)
+    train, val, test = (_rendered(part, np.random.default_rng([seed, number]), copies) for number, (part, copies)
+                        in enumerate(((splits.train, COPIES), (splits.val, 1), (splits.test, 1))))
+    return Splits(train, val, test, splits.classes, "scattered_digits")
 
 
 def _rendered(source: Images, rng: np.random.Generator, copies: int) -> Images:
