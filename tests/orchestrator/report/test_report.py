@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,12 +67,10 @@ def test_browser_of_the_system_or_of_playwright_or_what_to_install(tmp_path: Pat
     pytest.importorskip("playwright", reason="playwright is not installed; pip install -e '.[dev]'")
 
     def launch() -> str:
-        # Playwright leaves a profile where it finds no browser. Not in `tmp_path`, whose name is too long for a socket.
-        with tempfile.TemporaryDirectory() as short:
-            environment = {"PATH": str(tmp_path), "PLAYWRIGHT_BROWSERS_PATH": str(tmp_path), "HOME": short,
-                           "TMPDIR": short, **mark()}
-            done = subprocess.run([sys.executable, "-c", LAUNCH], cwd=ROOT, env=environment, capture_output=True,
-                                  text=True, timeout=120)
+        names = dict.fromkeys(("PATH", "PLAYWRIGHT_BROWSERS_PATH", "HOME", "TMPDIR"), str(tmp_path))
+        environment = names | mark()    # Playwright leaves a profile where it finds no browser
+        done = subprocess.run([sys.executable, "-c", LAUNCH], cwd=ROOT, env=environment, capture_output=True, text=True,
+                              timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
