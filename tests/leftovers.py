@@ -20,6 +20,7 @@ MARK = "PARETORAY_TEST_RUN"     # in the environment of all processes of a run
 PATIENCE_S = 30.0               # Ray's processes end a little later than their driver
 # Ray's logs; locks, which are made to stay; torch's cache; onnxruntime's number; what multiprocessing removes at exit
 EXPECTED = ("ray", "paretoray-*.lock", "torchinductor_*", ".ses", "pymp-*")
+TRACKER = "multiprocessing.resource_tracker"    # a helper of this process, which ends with it
 FOLDER, LEFT = pytest.StashKey[Path](), pytest.StashKey[list[str]]()
 
 
@@ -35,7 +36,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())   # tmp_path stays where one looks for it
     os.environ[MARK] = uuid.uuid4().hex
     # short, because paths of sockets are limited to 107 characters
-    session.config.stash[FOLDER] = folder = Path(tempfile.mkdtemp(prefix="paretoray-"))
+    session.config.stash[FOLDER] = folder = Path(tempfile.mkdtemp(prefix="prt-"))
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
@@ -75,6 +76,7 @@ def _processes() -> list[psutil.Process]:
             found.add(process)
             with suppress(psutil.Error):
                 found |= set(process.children(recursive=True))
+    found = {process for process in found if TRACKER not in _command(process)}
     return [process for process in psutil.wait_procs(found, timeout=PATIENCE_S)[1] if not is_zombie(process)]
 
 
@@ -88,13 +90,18 @@ def is_zombie(process: psutil.Process) -> bool:
 
 def _end(process: psutil.Process) -> str:
     """What it was."""
-    said = f"process {process.pid}"
-    with suppress(psutil.Error):
-        said += f", {' '.join(process.cmdline())[:200]}"
+    said = f"process {process.pid}, {_command(process)[:200]}"
     test = _environment(process).get("PYTEST_CURRENT_TEST")
     with suppress(psutil.Error):
         process.kill()
     return said + (f", started during {test}" if test else "")
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:

@@ -36,10 +36,10 @@ def test_what_is_left_is_named_and_ended(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     tidy = run(TIDY)
-    assert tidy.returncode == 0 and not list(tmp_path.glob("paretoray-*")), tidy.stdout + tidy.stderr
+    assert tidy.returncode == 0 and not list(tmp_path.glob("prt-*")), tidy.stdout + tidy.stderr
     untidy = run(UNTIDY, "--numprocesses=1")
     sleeper = int((tmp_path / "pid").read_text())
     assert untidy.returncode == 1 and "1 passed" in untidy.stdout, untidy.stdout + untidy.stderr
     assert f"process {sleeper}, sleep 600, started during test_it.py::test_untidy (call)\n" in untidy.stdout
-    assert len(list(tmp_path.glob("paretoray-*/profile*"))) == 1 and "/profile" in untidy.stdout
+    assert len(list(tmp_path.glob("prt-*/profile*"))) == 1 and "/profile" in untidy.stdout
     assert not psutil.pid_exists(sleeper) or is_zombie(psutil.Process(sleeper))
