@@ -7,6 +7,7 @@ import pytest
 from searchspaces.conformance import check_space
 from searchspaces.errors import ConfigError, SpaceError
 from searchspaces.proxylessnas.space import ProxylessNas, ProxylessNasS16
+from searchspaces.vectorfeatures import vector_features
 
 SPACE = ProxylessNas(classes=1000)
 PROXYLESS_GPU = ("5x5e3 skip skip skip 7x7e3 skip skip 3x3e3 7x7e6 skip skip 5x5e3 5x5e6 skip 3x3e3 5x5e3 7x7e6 7x7e6 "
@@ -56,3 +57,25 @@ def test_bad_options_and_texts() -> None:
         ProxylessNas(stage_strides=(3,))
     with pytest.raises(SpaceError, match="21 layers"):
         SPACE.parse(UNAS.replace("7x7e6", "9x9e6"))
+
+
+def test_cost_and_latency_features_add_up_to_those_of_the_graphs() -> None:
+    space = ProxylessNasS16()
+    rows = np.concatenate([space.extremes(), space.sample_uniform(np.random.default_rng(0), 20)])
+    graphs = [space.graph(row) for row in rows]
+    assert np.array_equal(space.cost(rows), [[graph.madds for graph in graphs], [graph.params for graph in graphs]])
+    features = space.latency_features(rows)
+    assert np.allclose(features[:, :5], [vector_features(graph) for graph in graphs], rtol=1e-6)
+    assert features[0, 5:].tolist() == [1] * 5 and features[1, 5:].tolist() == [4] * 5
+    assert space.kept_layers(SPACE.parse(UNAS)[None]).tolist() == [[2, 1, 4, 4, 4, 1]]  # 16 of 21
+    assert space.features(rows).shape == (22, 148)
+
+
+def test_mutation_and_crossover_respect_vocabularies_of_two_sizes() -> None:
+    rng = np.random.default_rng(0)
+    rows = SPACE.sample_uniform(rng, 500)
+    changed = SPACE.check_tokens(SPACE.mutate(rng, rows, 0.0))
+    assert ((changed != rows).sum(axis=1) == 1).all()
+    assert set(np.nonzero(changed != rows)[1]) == set(range(21))
+    crossed = SPACE.check_tokens(SPACE.crossover(rng, rows, rows[::-1]))
+    assert ((crossed == rows) | (crossed == rows[::-1])).all()
