@@ -5,11 +5,13 @@ after the cluster there is nothing to wait for.
 """
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -18,6 +20,7 @@ from actors.targets.target import CPU_RESOURCE, Claim
 from orchestrator.config import ClusterSettings
 from searchspaces.errors import ClusterError
 
+log = logging.getLogger(__name__)
 POLL_S = 0.5
 GCS_S = 10          # longest wait for one answer
 JOINED_S = 10.0     # until the resources of a node that has joined are told everywhere
@@ -55,12 +58,17 @@ def wanted_resource(name: str, options: Mapping[str, Any]) -> str:
 
 
 def autoscales() -> bool:
-    """Does an autoscaler look after this cluster?"""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    """Does an autoscaler look after this cluster? No, where that cannot be found out."""
+    from ray._private import worker
     from ray.core.generated import autoscaler_pb2
 
+    client: Any = worker.global_worker.gcs_client  # type: ignore[attr-defined]  # the one that has the token
     reply: Any = autoscaler_pb2.GetClusterStatusReply()  # type: ignore[attr-defined]
-    reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=GCS_S))
+    try:
+        reply.ParseFromString(client.get_cluster_status(timeout_s=GCS_S))
+    except (RayError, RuntimeError, TimeoutError) as error:
+        log.warning("whether an autoscaler looks after this cluster is not known (%s)", error)
+        return False
     return bool(reply.autoscaling_state.last_seen_cluster_resource_state_version)
 
 

@@ -96,13 +96,13 @@ class OtherWork:
 
 def drive(address: str, log: str, gate: str) -> None:
     from orchestrator.cluster.joining import connected, prepare_environment
-    from orchestrator.cluster.waiting import devices_when_there
     from orchestrator.config import ClusterSettings
 
     prepare_environment(address)
     import ray
 
     from actors.latency.pool import LatencyPool, LatencyPoolSettings, LatencyRequest
+    from orchestrator.cluster.waiting import devices_when_there
     from orchestrator.run.stages.measure import spread_sample
     from searchspaces.catalogue import make_space
 
