@@ -32,10 +32,11 @@ from orchestrator.cluster.gpus import PER_GPU, GpuOffer, places, rollout_share, 
 from orchestrator.cluster.joining import total_cpus
 from orchestrator.cluster.waiting import devices_when_there
 from orchestrator.config import Config
+from orchestrator.controllers.catalogue import controller_class
 from orchestrator.controllers.controller import Proposal
 from orchestrator.data.accuracy import Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.data.sources import read_table
-from orchestrator.record.goals import read_goals, target_state
+from orchestrator.record.goals import Goal, read_goals, target_state
 from orchestrator.record.store import RunStore
 from orchestrator.services.recipes import controller_cpus, knowledge_folder, proxy_settings, supernet_settings
 from searchspaces.space import SearchSpace
@@ -172,12 +173,17 @@ class Services:
     def _supernet_service(self) -> SupernetService:
         self.begin_training()
         if self._supernet is None:
-            settings = replace(supernet_settings(self._config, read_goals(self._store, self._config)),
+            settings = replace(supernet_settings(self._config, self._trained_for()),
                                num_gpus=self._supernet_gpus())
             self._supernet = SupernetService(
                 self._space, self._splits.train, self._preprocessing, settings, self._store.path / "checkpoints",
                 name=f"supernet-{self._store.name}", check=self._check)
         return self._supernet
+
+    def _trained_for(self) -> list[Goal]:
+        """The goals, where the controller trains the supernet for them."""
+        own = controller_class(self._config.controller.name).needs_supernet
+        return read_goals(self._store, self._config) if own else []
 
     def _evaluator_factory(self) -> Callable[[], Evaluator]:
         accuracy = self._config.accuracy
