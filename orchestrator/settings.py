@@ -26,6 +26,12 @@ class Section(BaseModel):
         return raw
 
 
+class Frozen(Section):
+    """A section that nobody changes once it is checked."""
+
+    model_config = ConfigDict(frozen=True)
+
+
 def misplaced_bool(value: Any, annotation: Any) -> bool:
     """Is it a bool, or a list with one, where the annotation has numbers but no bool? Python would take it for 0 or 1.
     """

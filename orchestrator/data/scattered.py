@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from actors.data import Images, Splits
 
-CANVAS = 16
+CANVAS = 24
 COPIES = 2              # renderings of each training image
 TURN_DEGREES = 25.0
 SCALES = (1.0, 1.6)
-SHIFT = 2.5             # pixels, in any direction
+SHIFT = 3.5             # pixels, in any direction
 CONTRAST = (0.55, 1.0)
-PIECES, PIECE = 2, 4    # pieces of other digits, each of so many pixels a side
+PIECES, PIECE = 2, 3    # pieces of other digits, each of so many pixels a side
 NOISE = 15.0            # standard deviation, in grey levels of 255
 
 

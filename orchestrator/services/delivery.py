@@ -18,6 +18,7 @@ from orchestrator.controllers.controller import Answer, Controller, Task
 from orchestrator.data.accuracy import TableAccuracy
 from orchestrator.data.sources import looked_up
 from orchestrator.handover.architectures import architectures, look_ups, makes_models
+from orchestrator.handover.candidates import measured_candidates
 from orchestrator.handover.delivered import Candidate, Delivered
 from orchestrator.handover.generated import delivered_entries, record_entries
 from orchestrator.handover.models import HandOver, Workbench
@@ -60,8 +61,9 @@ class Delivery:
 
     def _models(self, handover: HandOver, budgets_ms: Sequence[float], answers: Sequence[Sequence[Answer]],
                 retrained: Callable[[], None] | None) -> Iterator[Delivered]:
-        candidates = handover.candidates(answers, fallbacks(self.store, self.space, self.goal))
-        wanted = sorted(zip(budgets_ms, answers, strict=True), key=lambda pair: pair[0])
+        options, candidates = measured_candidates(handover, self.answers, budgets_ms, answers,
+                                                  fallbacks(self.store, self.space, self.goal))
+        wanted = sorted(zip(budgets_ms, options, strict=True), key=lambda pair: pair[0])
         for group in ([wanted] if retrained else [[pair] for pair in wanted]):
             chosen = self._finalists(handover, group, candidates)
             if retrained and self._retrains:

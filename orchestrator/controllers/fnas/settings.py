@@ -3,15 +3,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from orchestrator.controllers.fnas.critic import Form
 from orchestrator.controllers.fnas.experience import Eviction
-from orchestrator.settings import Section
-
-
-class Frozen(Section):
-    model_config = ConfigDict(frozen=True)
+from orchestrator.settings import Frozen
 
 
 class RewardSettings(Frozen):

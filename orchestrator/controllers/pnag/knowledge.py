@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from orchestrator.controllers.controller import LatencyModel, Observation
-from orchestrator.controllers.pnag.posterior import Believed, Posterior
-from orchestrator.controllers.pnag.settings import PosteriorSettings
+from orchestrator.prediction.posterior import Believed, Posterior, PosteriorSettings
 from orchestrator.prediction.predictor import LEAST_NETWORKS, LatencyPredictor
 from searchspaces.space import SearchSpace, Tokens
 
@@ -22,7 +21,7 @@ LATENCY_TRIALS = 150      # enough for a stage-feature predictor (latency.md 6);
 LEAST_ERROR = 0.007
 TAILS = 3                 # degrees of freedom of the latency errors
 TYPICAL = student.ppf(0.75, TAILS)   # median of |t|
-TRIVIAL_SHARE = 0.05      # of the median latency: below are networks that a compiler removed (searchspaces.md 7.3)
+TRIVIAL_SHARE = 0.05      # of the median latency: below are networks that a compiler removed
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from orchestrator.settings import Section
+from orchestrator.prediction.posterior import PosteriorSettings
+from orchestrator.settings import Frozen
 
 Reward = Literal["rule", "cost_only", "multiplicative", "absolute"]
-
-
-class Frozen(Section):
-    model_config = ConfigDict(frozen=True)
 
 
 class EvaluatorSettings(Frozen):
@@ -68,16 +65,6 @@ class GeneratorSettings(Frozen):
     round_updates: int = Field(30, ge=1, le=1_000_000, description="updates before each round of proposals")
     patience: int | None = Field(None, ge=1, le=1_000_000, description=(
         "updates without a better mean reward before training stops; none: all updates are made"))
-
-
-class PosteriorSettings(Frozen):
-    """Accuracy of any architecture, with its uncertainty, from the observed trials."""
-
-    trees: int = Field(100, ge=2, le=1_000_000, description="of the random forest")
-    features_share: float = Field(1.0, gt=0, le=1, description="share of the features that a split looks at")
-    optimism: float = Field(1.0, ge=0, description="standard deviations added to the mean when candidates are chosen")
-    process_trials: int = Field(600, ge=4, le=1_000_000, description=(
-        "at most this many trials, at random, for the Gaussian process: its cost is cubic"))
 
 
 class CollectionSettings(Frozen):

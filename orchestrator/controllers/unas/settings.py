@@ -3,13 +3,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from orchestrator.settings import Section
-
-
-class Frozen(Section):
-    model_config = ConfigDict(frozen=True)
+from orchestrator.settings import Frozen
 
 
 class LatencyOptions(Frozen):

@@ -14,12 +14,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from sklearn.ensemble import RandomForestRegressor
 
-from orchestrator.controllers.pnag.process import GaussianProcess
-from orchestrator.controllers.pnag.settings import PosteriorSettings
+from orchestrator.prediction.process import GaussianProcess
+from orchestrator.settings import Frozen
 
 FOREST, PROCESS = "forest.", "process."
+
+
+class PosteriorSettings(Frozen):
+    """Accuracy of any architecture, with its uncertainty, from the observed trials."""
+
+    trees: int = Field(100, ge=2, le=1_000_000, description="of the random forest")
+    features_share: float = Field(1.0, gt=0, le=1, description="share of the features that a split looks at")
+    optimism: float = Field(1.0, ge=0, description="standard deviations added to the mean when candidates are chosen")
+    process_trials: int = Field(600, ge=4, le=1_000_000, description=(
+        "at most this many trials, at random, for the Gaussian process: its cost is cubic"))
 
 
 @dataclass(frozen=True)
