@@ -116,7 +116,7 @@ class Controller(ABC):
     """See the module docstring. `settings` is an instance of the model that `settings_model` names."""
 
     uses_earlier_runs = False  # does it learn from `task.earlier`?
-    needs_supernet = False     # does it learn only beside a supernet's weights, by a training of its own?
+    trains_supernet = False    # is a supernet, where there is one, trained by a method of its own?
     ranks_finalists = False    # are its answers retrained in its own order? Otherwise in that of their accuracy
 
     def __init__(self, space: SearchSpace, settings: Any, task: Task) -> None:

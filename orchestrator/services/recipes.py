@@ -59,9 +59,6 @@ def own_training(config: Config, goals: Sequence[Goal]) -> TrainingMethod | None
 def check_training(config: Config, train: Images) -> None:
     """ConfigError where the controller's own training of the supernet cannot work, before anything starts."""
     name = config.controller.name
-    if controller_class(name).needs_supernet and config.accuracy.source != "supernet":
-        raise ConfigError(f"controller {name} learns beside the weights of a supernet, but accuracies come from "
-                          f"{config.accuracy.source}; use accuracy: supernet, or another controller")
     method = own_training(config, [Goal("any", (), (1.0,))])
     share = 0.0 if method is None else method.held_out_share
     count, batch = round(share * len(train)), config.supernet.batch_size

@@ -182,7 +182,7 @@ class Services:
 
     def _trained_for(self) -> list[Goal]:
         """The goals, where the controller trains the supernet for them."""
-        own = controller_class(self._config.controller.name).needs_supernet
+        own = controller_class(self._config.controller.name).trains_supernet
         return read_goals(self._store, self._config) if own else []
 
     def _evaluator_factory(self) -> Callable[[], Evaluator]:

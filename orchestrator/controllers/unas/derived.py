@@ -27,7 +27,7 @@ class DerivedUnas(TrialAnswers):
 
     def __init__(self, space: SearchSpace, settings: UnasOptions, task: Task) -> None:
         super().__init__(space, settings, task)
-        self._probabilities = [[_softmax(logits) for logits in of_budget] for of_budget in task.distributions]
+        self._probabilities = [[softmax(logits) for logits in of_budget] for of_budget in task.distributions]
 
     def propose(self, n: int) -> list[Proposal]:
         wanted: list[Proposal] = []
@@ -62,10 +62,13 @@ class DerivedUnas(TrialAnswers):
         return all(self.space.valid(tokens_T[:position])[token] for position, token in enumerate(tokens_T))
 
     def metrics(self) -> dict[str, float]:
-        """`entropy` in nats per decision and the share of decisions that are `settled`, over all budgets."""
-        flat = [p for probabilities in self._probabilities for p in probabilities]
-        entropy = np.mean([-(p * np.log(np.maximum(p, 1e-300))).sum() for p in flat])
-        return {"entropy": float(entropy), "settled": float(np.mean([p.max() >= SURE for p in flat]))}
+        return settled([p for probabilities in self._probabilities for p in probabilities])
+
+
+def settled(probabilities: Sequence[NDArray[np.float64]]) -> dict[str, float]:
+    """`entropy` in nats per decision and the share of decisions that are `settled`."""
+    entropy = np.mean([-(p * np.log(np.maximum(p, 1e-300))).sum() for p in probabilities])
+    return {"entropy": float(entropy), "settled": float(np.mean([p.max() >= SURE for p in probabilities]))}
 
 
 def sample(rng: np.random.Generator, probabilities: Sequence[NDArray[np.float64]], n: int, flat: float) -> Tokens:
@@ -78,6 +81,6 @@ def sample(rng: np.random.Generator, probabilities: Sequence[NDArray[np.float64]
     return np.stack(columns, axis=1).astype(np.int8)
 
 
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     weights = np.exp(logits - logits.max())
     return weights / weights.sum()

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from orchestrator.prediction.posterior import PosteriorSettings
 from orchestrator.settings import Frozen
 
 
@@ -17,6 +18,21 @@ class LatencyOptions(Frozen):
     samples: int = Field(48, ge=1, le=100_000, description="latencies measured per epoch, of all budgets together")
     networks: int = Field(60, ge=2, le=100_000, description="uniform networks that the surrogate is first fitted on; "
                                                             "8,000 in the public code")
+
+
+class BlackBoxOptions(Frozen):
+    """Where accuracies come from a table or from training: distributions that follow the observed trials."""
+
+    warm_up: int = Field(20, ge=4, le=1_000_000, description="uniform architectures before the distributions follow")
+    batch: int = Field(8, ge=1, le=1_000_000, description="trials between two rounds of learning")
+    steps: int = Field(60, ge=1, le=1_000_000, description="of every distribution, in every round")
+    draws: int = Field(16, ge=1, le=100_000, description="samples of every distribution in a step")
+    learning_rate: float = Field(0.15, gt=0, le=10, description="Adam's, of the logits")
+    temperature: float = Field(0.4, gt=0, le=100, description="of the relaxed samples")
+    over: float = Field(1.0, ge=0, le=1e6, description="loss of a latency just over the budget, in standard deviations "
+                                                       "of the accuracies")
+    slope: float = Field(10.0, ge=0, le=1e6, description="further loss of a latency one budget too long")
+    posterior: PosteriorSettings = Field(PosteriorSettings(trees=30), description="what is believed of accuracies")
 
 
 class UnasOptions(Frozen):
@@ -41,3 +57,4 @@ class UnasOptions(Frozen):
     architectures: int | Literal["auto"] = Field("auto", description="sampled per step, each for a part of the batch; "
                                                                      "auto: one per supernet worker")
     latency: LatencyOptions = LatencyOptions()
+    black_box: BlackBoxOptions = BlackBoxOptions()
