@@ -23,7 +23,7 @@ def table(shared_data: Path, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("controller", ["random", "pnag", "fnas", "evolution", "nsga2"])
+@pytest.mark.parametrize("controller", ["random", "pnag", "fnas", "evolution", "nsga2", "unas"])
 def test_trace_and_generated(table: Path, tmp_path: Path, controller: str) -> None:
     budgets, trace, generated = tmp_path / "budgets.json", tmp_path / "trace.jsonl", tmp_path / "generated.json"
     budgets.write_text("[12.50, 20, 0.0001]")

@@ -160,7 +160,7 @@ def test_the_published_table(ray_local: None, shared_data: Path, tmp_path: Path)
     config = parse_config(yaml.safe_load(CELLS) | {
         "target": {"name": "table", "column": "latency_pixel3", **where}, "budgets": {"count": 3},
         "latency": {"initial": 50, "maximum": 50}, "search": {"evaluations": 100},
-        "controller": "evolution",
+        "controller": "unas",
         "accuracy": {"source": "table", "accuracy_column": "acc12_val_cifar10", "test_column": "acc200_test_cifar10",
                      **where}}, "test")
     run, _ = search(config, tmp_path, "phone")

@@ -81,7 +81,6 @@ def test_a_distribution_that_settles_early_is_said() -> None:
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"accuracy": {"source": "training"}}, "learns beside the weights of a supernet"),
     ({"supernet": {"batch_size": 512}}, "too few for a batch of 512"),
     ({"controller": UNAS | {"validation": 0.02}}, "change controller.validation"),
     ({"controller": UNAS | {"temperature": 0}}, "option 'temperature' of controller unas is 0"),
