@@ -12,6 +12,7 @@ that add up; suffixes N, T as in space.py.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
@@ -99,6 +100,19 @@ class Darts(DartsSkeleton):
 
     def repair(self, rng: np.random.Generator, rows: Tokens) -> Tokens:
         return self.canonical(rows)  # every value is valid at every position
+
+    def most_probable(self, probabilities: Sequence[NDArray[np.float64]]) -> Tokens:
+        """The most probable pairs; where both of a node coincide, the second is the next most probable pair of its own
+        selectors (specification unas 9)."""
+        row: list[int] = []
+        for start in range(0, len(self.choices), 4):
+            in_a, op_a, in_b, op_b = probabilities[start:start + 4]
+            first = (int(np.argmax(in_a)), int(np.argmax(op_a)))
+            second_IO = np.outer(in_b, op_b)
+            if first == (int(np.argmax(in_b)), int(np.argmax(op_b))):
+                second_IO[first] = -1.0
+            row += [*first, *(int(index) for index in np.unravel_index(second_IO.argmax(), second_IO.shape))]
+        return self.canonical(np.array([row], dtype=np.int8))[0]
 
     def onehot(self, tokens_NT: Tokens) -> NDArray[np.float32]:
         """float32[N, 168] of the canonical rows."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from searchspaces.darts.mixture import edge_weights
+from searchspaces.darts.mixture import duplicate_penalty, edge_weights
 from searchspaces.darts.skeleton import (
     AVG,
     DIL3,
@@ -163,6 +163,10 @@ class DartsSupernet(Supernet):
     def forward_mixture(self, images: Tensor, mixture: Sequence[Tensor]) -> Tensor:
         nodes = [_terms(weights) for weights in edge_weights(mixture)]
         return self._run(images, [nodes[:NODES], nodes[NODES:]])
+
+    def mixture_penalty(self, mixture: Sequence[Tensor]) -> Tensor:
+        """See `duplicate_penalty`: one edge twice is a second copy of the same operation."""
+        return duplicate_penalty(mixture)
 
     def _run(self, images: Tensor, terms_by_kind: Sequence[Terms]) -> Tensor:
         older = previous = self.stem(images)

@@ -241,3 +241,17 @@ def test_features_know_what_is_read_and_how_deep() -> None:
 def test_mistakes(options: dict[str, int], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         Darts(**options)
+
+
+def test_most_probable_network_has_no_edge_twice() -> None:
+    """By hand for the first node (two inputs, seven operations); all pairs of the others point at one edge."""
+    space = Darts()
+    probabilities = [np.full(len(choice.values), 1 / len(choice.values)) for choice in space.choices]
+    probabilities[0:4] = [np.array([0.3, 0.7]), np.array([0.1, 0.6, 0.3, 0, 0, 0, 0]),
+                          np.array([0.45, 0.55]), np.array([0.1, 0.5, 0.4, 0, 0, 0, 0])]
+    pairs = space.by_pair(space.most_probable(probabilities)[None])[0].reshape(-1, 2, 2)
+    # a: (1, 1); b: (1, 1) is taken, next are (0, 1) 0.225, (1, 2) 0.22
+    assert pairs[0].tolist() == [[0, 1], [1, 1]]
+    assert all(a.tolist() != b.tolist() for a, b in pairs)
+    probabilities[2] = np.array([0.6, 0.4])     # now b's own most probable pair is another one
+    assert space.by_pair(space.most_probable(probabilities)[None])[0, 0, 0].tolist() == [[0, 1], [1, 1]]

@@ -1,4 +1,4 @@
-"""Shared weights and mixtures of the factorised cell (specifications searchspaces.md 5.4, unas.md 8)."""
+"""Shared weights and mixtures of the factorised cell (specifications the specification 5.4, unas.md 8)."""
 from __future__ import annotations
 
 import copy
@@ -77,6 +77,11 @@ def test_duplicate_penalty_by_hand() -> None:
     assert in_a.grad is not None and torch.allclose(in_a.grad, in_b.detach() * float(op_a.detach() @ op_b.detach()))
     batch = [torch.stack([a, b]) for a, b in zip(onehots(pairs.reshape(-1)), uniform)]
     assert torch.allclose(duplicate_penalty(batch), torch.stack([torch.tensor(2.0), duplicate_penalty(uniform)]))
+
+
+def test_supernet_hands_the_penalty_to_whoever_trains_it(supernet: DartsSupernet) -> None:
+    mixture = random_mixture()
+    assert float(supernet.mixture_penalty(mixture)) == float(duplicate_penalty(mixture)) > 0
 
 
 def test_a_node_is_the_weighted_sum_of_all_its_operations(supernet: DartsSupernet) -> None:
