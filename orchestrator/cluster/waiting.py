@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.targets.catalogue import announced, claims
+from actors.targets.catalogue import claims
 from actors.targets.target import CPU_RESOURCE, Claim
 from orchestrator.config import ClusterSettings
 from searchspaces.errors import ClusterError
@@ -41,7 +41,7 @@ def devices_when_there(name: str, options: Mapping[str, Any], settings: ClusterS
         found = _asked(name, options, resource, settings.device_wait_s, check)
     if found:
         return found
-    if not settings.local_fallback or CPU_RESOURCE not in announced(name, options):
+    if not settings.local_fallback or resource != CPU_RESOURCE:
         refused = "" if settings.local_fallback else " and cluster.local_fallback is false"
         raise ClusterError(f"no node of the cluster announces a device for target {name}{refused}; start the node that "
                            "has one with: paretoray worker --address HOST:PORT")

@@ -49,6 +49,9 @@ def started(ray_local: None) -> Iterator[list[SupernetService]]:
 
 
 def start(started: list[SupernetService], folder: Path, space: TinySpace, **changes: object) -> Any:
+    deadline = time.monotonic() + PATIENCE_S
+    while ray.available_resources().get("CPU", 0) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)     # actors of the test before give their CPUs back when their processes have ended
     started.append(SupernetService(space, DATA.train, PREPROCESSING, settings(**changes), folder))
     return started[-1].actor
 
