@@ -6,7 +6,7 @@ import inspect
 import re
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -47,6 +47,10 @@ def keys_of(section: str | None = None) -> list[Key]:
     if head in PLUGINS and rest:
         return _of_plugin(head, section, rest)
     found = [key for key in _walk("", Config) if _within(key.name, f"{head}.{rest}" if rest else head)]
+    if head in PLUGINS:
+        names = {"space": list(SPACES), "targets": list(TARGETS), "controller": list(CONTROLLERS)}[head]
+        found = [replace(key, meaning=f"{key.meaning}; options of one: paretoray keys {section}.NAME, where NAME is "
+                                      f"{', '.join(sorted(names))} or your module:Class") for key in found]
     return found or _unknown(section, _sections())
 
 
@@ -181,6 +185,6 @@ def _of_signature(prefix: str, kind: type, hidden: tuple[str, ...]) -> Iterator[
     parameters = inspect.signature(kind).parameters
     for name, hint in option_types(kind, hidden).items():
         default = parameters[name].default
-        said = [text for text in re.split(r"(?<=[.;])\s", meaning) if f"`{name}`" in text]
+        said = dict.fromkeys(text for text in re.split(r"(?<=[.;])\s", meaning) if f"`{name}`" in text)
         yield Key(f"{prefix}.{name}", type_name(hint), "(needed)" if default is inspect.Parameter.empty
                   else _text(default), "", " ".join(said))

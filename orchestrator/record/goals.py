@@ -137,7 +137,7 @@ def read_goals(store: RunStore, config: Config) -> list[Goal]:
     """StoreError before the run has measured its targets."""
     found = read_state(store, config.labels[0]).get("goals")
     if not found:
-        raise StoreError(f"run {store.name} has not measured its target yet; go on with: paretoray resume {store.name}")
+        raise StoreError(f"run {store.name} has not measured its target yet; go on with: {store.resume_command}")
     return [Goal.from_json(goal) for goal in found]
 
 

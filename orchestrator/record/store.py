@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ TRIAL_SCHEMA = pa.schema([
     ("proposed_for", pa.string()),
 ])
 # Columns of trials that runs of earlier versions lack; they read as null.
+RUNS = Path("runs")     # where run folders lie unless --runs says otherwise
 ADDED = frozenset({"details", "latencies", "proposed_for"})
 LATENCY_SCHEMA = pa.schema([
     ("arch_id", pa.string()), ("tokens", pa.list_(pa.int8())), ("target_id", pa.string()),
@@ -202,12 +204,17 @@ class RunStore:
     def name(self) -> str:
         return self.path.name
 
+    @property
+    def resume_command(self) -> str:
+        """What a person types to go on with the run, from where it was started."""
+        return resume_command(self.path.parent, self.name)
+
     @classmethod
     def create(cls, root: Path, name: str, config_text: str, environment: Mapping[str, Any]) -> RunStore:
         path = run_path(root, name)
         if path.exists():
-            raise StoreError(f"run '{name}' exists already in {root}; go on with 'paretoray resume {name}' or choose "
-                             "another --name")
+            raise StoreError(f"run '{name}' exists already in {root}; go on with '{resume_command(root, name)}' or "
+                             "choose another --name")
         try:
             path.mkdir(parents=True)
         except OSError as error:
@@ -311,6 +318,10 @@ def find_run(root: Path, name: str) -> Path:
         known = sorted(p.parent.name for p in root.glob("*/config.yaml"))
         raise StoreError(f"there is no run '{name}' in {root}; known runs: {', '.join(known) or 'none'}")
     return path.resolve()
+
+
+def resume_command(root: Path, name: str) -> str:
+    return f"paretoray resume {name}" + ("" if root == RUNS else f" --runs {shlex.quote(str(root))}")
 
 
 def run_path(root: Path, name: str) -> Path:

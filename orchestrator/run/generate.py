@@ -105,7 +105,7 @@ def check_finished(store: RunStore) -> None:
     stage = store.state().get("stage")
     if stage != "done":
         raise StoreError(f"run {store.name} is not finished (stage '{stage or 'measure'}'); finish it first with: "
-                         f"paretoray resume {store.name}")
+                         f"{store.resume_command}")
 
 
 def write_run_report(name: str, runs: Path = Path("runs")) -> Path:

@@ -174,7 +174,7 @@ class Search:
 
     def _how_to_go_on(self, store: RunStore, what: str) -> str:
         return (f"run {store.name} {what} in stage '{_reached(store).value}'; everything recorded is kept, go on with: "
-                f"paretoray resume {store.name}")
+                f"{store.resume_command}")
 
     def _farewell(self, store: RunStore, progress: Progress, reason: str) -> tuple[int, list[str]]:
         """Ray has died and this process ends: what the main thread would say if it still could."""

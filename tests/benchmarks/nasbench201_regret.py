@@ -1,7 +1,7 @@
 """Search quality over seeds, devices and numbers of evaluations: mean regret in percentage points, beside the peers.
 
     python -m tests.benchmarks.nasbench201_regret [--table T] [--dataset cifar100] [--devices pixel3 gold_6226]
-        [--evaluations 100 200 400] [--seeds 10] [--controller pnag | --controllers random nsga2 ...] [--workers 1]
+        [--evaluations 100 200 400] [--seeds 10] [--first-seed 0] [--controller pnag | --controllers random nsga2 ...] [--workers 1]
 
 The search sees `acc12_val_DATASET`; an answer is judged by `acc200_test_DATASET`: regret = the table's best under the
 budget minus the answer's, mean over 20 budgets evenly spaced between the 5th and 95th percentile of the latency. No
@@ -66,7 +66,7 @@ def oracle(path: str, dataset: str, device: str) -> float:
 def all_runs(pool: Executor, options: argparse.Namespace, evaluations: int, controller: str) -> NDArray[np.float64]:
     """float64[seeds, devices, 2]: regret and seconds."""
     jobs = [(options.table, options.dataset, device, evaluations, seed, controller)
-            for seed in range(options.seeds) for device in options.devices]
+            for seed in range(options.first_seed, options.first_seed + options.seeds) for device in options.devices]
     results = np.array(list(pool.map(one_run, *zip(*jobs))))
     return results.reshape(options.seeds, len(options.devices), 2)
 
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", default=["pixel3", "gold_6226"])
     parser.add_argument("--evaluations", nargs="+", type=int, default=[100, 200, 400])
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0, help="others than those that settings were chosen with")
     parser.add_argument("--controller", default="pnag")
     parser.add_argument("--controllers", nargs="+", metavar="NAME", help="one table for these instead")
     parser.add_argument("--workers", type=int, default=1)

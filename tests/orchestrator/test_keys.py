@@ -40,7 +40,8 @@ def test_one_key(section: str, expected: Key) -> None:
 def test_options_of_plug_ins_come_from_their_signature() -> None:
     resolution = {key.name: key for key in keys_of("space.mobilenetv3-s16")}["space.resolution"]
     assert (resolution.kind, resolution.default) == ("int or a list of int", "16")
-    assert "searched token" in resolution.meaning
+    assert resolution.meaning.count("becomes a searched token") == 1
+    assert "space.NAME, where NAME is darts" in keys_of("space")[0].meaning
     assert [key.name for key in keys_of("space.configs.own_space:PlainCnn")] == ["space.resolution"]
     assert {"target.path", "target.column"} <= {key.name for key in keys_of("target.table")}
     assert keys_of("controller.random") == []

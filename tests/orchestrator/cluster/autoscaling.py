@@ -55,8 +55,8 @@ def _config(address: str, node_types: Mapping[str, Mapping[str, float]]) -> dict
             "provider": {"type": "external", "module": PROVIDER, "launch_multiple": True, "gcs_address": address,
                          "head_node_id": FAKE_HEAD_NODE_ID},
             "available_node_types": types, "head_node_type": "ray.head.default", "auth": {}, "docker": {},
-            "upscaling_speed": 1.0, "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False,
-            "rsync_exclude": [], "rsync_filter": [],
+            "upscaling_speed": 1.0, "file_mounts": {}, "cluster_synced_files": [],
+            "file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": [],
             **{f"{name}_commands": [] for name in ("initialization", "setup", "head_setup", "worker_setup",
                                                    "head_start_ray", "worker_start_ray")}}
 

@@ -95,6 +95,13 @@ def test_hostile_run_names_are_refused(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("root", "command"), [
+    (Path("runs"), "paretoray resume a"), (Path("/data/runs"), "paretoray resume a --runs /data/runs"),
+    (Path("my runs"), "paretoray resume a --runs 'my runs'")])
+def test_how_to_go_on_can_be_typed_as_it_is(root: Path, command: str) -> None:
+    assert RunStore(root / "a").resume_command == command
+
+
 def test_existing_name_is_refused_and_untouched(tmp_path: Path) -> None:
     make_store(tmp_path).append_trials(trials(0, 1))
     with pytest.raises(StoreError, match="exists already.*paretoray resume run"):

@@ -32,7 +32,7 @@ def test_only_a_new_run_that_recorded_nothing_leaves_no_folder(tmp_path: Path, r
     with pytest.raises(ClusterError) as failed:
         Search.resume("known", runs=tmp_path, console=console).run()
     assert failed.value.__notes__[0].endswith("in stage 'measure'; everything recorded is kept, go on with: "
-                                              "paretoray resume known")
+                                              f"paretoray resume known --runs {tmp_path}")
     assert (tmp_path / "known" / "config.yaml").exists()
 
 
@@ -78,7 +78,8 @@ def test_whatever_dies_the_last_line_says_how_to_resume_and_nothing_stays(tmp_pa
         output = finish(process)
         assert process.returncode == (-signal.SIGKILL if victim == "driver" else 2), output
         last = output.splitlines()[-1]
-        assert last.startswith("run tiny ") and last.endswith("go on with: paretoray resume tiny"), output
+        assert last.startswith("run tiny "), output
+        assert last.endswith(f"go on with: paretoray resume tiny --runs {tmp_path}"), output
         assert ("was killed in stage 'search'" if victim == "driver" else "ended with an error in stage") in last
         assert victim == "driver" or f"error: Ray's {victim} on this machine was killed by signal 9" in output
         assert "Traceback" not in output
