@@ -1,7 +1,8 @@
 """Search quality over seeds, devices and numbers of evaluations: mean regret in percentage points, beside the peers.
 
     python -m tests.benchmarks.nasbench201_regret [--table T] [--dataset cifar100] [--devices pixel3 gold_6226]
-        [--evaluations 100 200 400] [--seeds 10] [--first-seed 0] [--controller pnag | --controllers random nsga2 ...] [--workers 1]
+        [--evaluations 100 200 400] [--seeds 10] [--first-seed 0] [--controller pnag | --controllers random nsga2 ...]
+        [--workers 1]
 
 The search sees `acc12_val_DATASET`; an answer is judged by `acc200_test_DATASET`: regret = the table's best under the
 budget minus the answer's, mean over 20 budgets evenly spaced between the 5th and 95th percentile of the latency. No
