@@ -19,6 +19,9 @@ from actors.rollout.pool import PoolSettings, RolloutPool
 from actors.supernet.actor import SupernetActor, SupernetService, SupernetSettings
 from orchestrator.data.datasets import DataSettings, load_dataset
 from searchspaces.errors import ClusterError
+from searchspaces.training.latencyterm import Aim, LatencySettings
+from searchspaces.training.training import Wishes
+from searchspaces.training.unas import UnasSettings
 from tests.actors.tinyspace import TinySpace
 
 DATA = load_dataset(DataSettings(limit=600))
@@ -108,6 +111,31 @@ def test_lost_rank_costs_an_epoch_not_the_training(started: list[SupernetService
     status = get(actor.train_epoch.remote())
     assert status["epoch"] == 2 and status["workers"] == 2
     assert_close(get(actor.weights.remote())[1], alone(tmp_path / "one", space, 2), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_unas_on_two_ranks_learns_what_one_worker_learns(started: list[SupernetService], tmp_path: Path) -> None:
+    """Two architectures a step, each with half of the batch; the latencies are made up, the same for both. A rank that
+    is lost costs its epoch, and neither weights nor distributions show it."""
+    method = UnasSettings(aims=(Aim("cpu", 2.0),), latency=LatencySettings(networks=4, samples=6), architectures=2,
+                          warm_up=0.34, learning_rate=0.2)
+    space = TinySpace(norm=False)
+
+    def told(wishes: Wishes) -> dict[str, np.ndarray]:
+        return {label: 1.0 + rows.sum(axis=1).astype(float) for label, rows in wishes.items()}
+
+    one = SupernetActor(space, DATA.train, PREPROCESSING, settings(training=method), str(tmp_path / "one"))
+    for _ in range(3):
+        one.train_epoch(told(one.begin_epoch()))
+    actor = start(started, tmp_path / "two", space, workers=2, training=method)
+    for epoch in range(3):
+        status = get(actor.train_epoch.remote(told(get(actor.begin_epoch.remote()))))
+        if epoch == 0:
+            os.kill(get(actor.status.remote())["rank_pids"][0], signal.SIGKILL)
+    assert status["workers"] == 2 and status["epoch"] == 3
+    assert_close(get(actor.weights.remote())[1], one.weights()[1], atol=1e-4)
+    assert_close(get(actor.distribution.remote()), one.distribution(), atol=1e-4)
+    assert max(np.abs(logits).max() for logits in one.distribution().values()) > 0.1
 
 
 def test_ranks_without_room_are_given_up(started: list[SupernetService], tmp_path: Path) -> None:
