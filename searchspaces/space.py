@@ -144,6 +144,11 @@ class SearchSpace(ABC):
         """float32[N, F], non-negative, larger means slower: multiply-adds, node and block counts per stage."""
         return np.stack([stage_features(self.graph(row)) for row in tokens_NT])
 
+    def blind(self, tokens_NT: Tokens) -> NDArray[np.bool_]:
+        """bool[N]: networks whose output does not depend on the image, in spaces that hold such. They are the fastest
+        of all and good for nothing, so budgets are not spread over their latencies."""
+        return np.zeros(len(tokens_NT), dtype=bool)
+
     def most_probable(self, probabilities: Sequence[NDArray[np.float64]]) -> Tokens:
         """int8[T], canonical: the architecture that a distribution stands for, the most probable value of every
         position. `probabilities[t]` float[V_t]. A space whose positions depend on each other overrides this."""

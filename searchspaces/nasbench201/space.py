@@ -51,6 +51,12 @@ class NasBench201(NasBench201Skeleton):
     def extremes(self) -> Tokens:
         return np.array([[NONE] * 6, [CONV3] * 6], dtype=np.int8)
 
+    def blind(self, tokens_NT: Tokens) -> NDArray[np.bool_]:
+        """Cells without a path from input to output: none hands its image on."""
+        rows = np.asarray(tokens_NT)
+        there_PN = np.stack([(rows[:, path] != NONE).all(axis=1) for path in PATHS])
+        return np.logical_not(there_PN.any(axis=0))
+
     def sample_uniform(self, rng: np.random.Generator, n: int) -> Tokens:
         return rng.integers(0, len(OPERATIONS), size=(n, len(EDGES)), dtype=np.int8)
 

@@ -20,6 +20,7 @@ from orchestrator.record.store import RunStore
 from orchestrator.run.generate import generate_models, run_rows
 from orchestrator.run.search import Search
 from searchspaces.errors import BudgetError, DataError
+from searchspaces.nasbench201.space import NasBench201
 from tests.orchestrator.data.test_accuracy import CELLS, COLUMNS
 
 ROWS = np.array(list(itertools.product(range(5), repeat=6)), dtype=np.int8)
@@ -174,4 +175,5 @@ def test_the_published_table(ray_local: None, shared_data: Path, tmp_path: Path)
         check_looked_up(entry, tokens_NT, latency_N, validation_N / 100, test_N / 100)
         check_best_known(run, entry)
         assert entry["accuracy"] > validation_N[latency_N <= entry["budget_ms"]].max() / 100 - 0.1
+        assert not NasBench201().blind(np.array([entry["tokens"]])).any()   # no budget is for these alone
     check_nothing_was_made(run)

@@ -108,3 +108,17 @@ def test_published_table(shared_data: Path) -> None:
     best = tokens[9930]  # CIFAR-100 optimum: all 3x3 except a skip on edge 0->3
     assert best.tolist() == [CONV3, CONV3, CONV3, SKIP, CONV3, CONV3]
     assert OPERATIONS[best[3]] == "skip_connect"
+
+
+def test_blind_are_exactly_the_networks_that_answer_every_image_alike() -> None:
+    space = NasBench201(cells=1, width=4, resolution=8)
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    some = [[NONE] * 6, [CONV3, CONV3, NONE, NONE, NONE, NONE], [NONE, NONE, NONE, SKIP, NONE, NONE],
+            [NONE, NONE, CONV3, NONE, CONV1, POOL], [SKIP, NONE, NONE, NONE, CONV1, NONE]]
+    rows = np.concatenate([np.array(some, dtype=np.int8), space.sample_uniform(np.random.default_rng(1), 12)])
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        alike = [bool(torch.equal(*GraphNetwork(space.graph(row)).eval()(images))) for row in rows]
+    assert space.blind(rows).tolist() == alike
+    assert alike[:5] == [True, True, False, True, False]
+    assert SPACE.blind(SPACE.all_tokens()).sum() == 341
