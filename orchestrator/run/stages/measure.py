@@ -180,9 +180,11 @@ def spread_sample(space: SearchSpace, count: int, seed: int) -> Tokens:
 
 
 def spread_budgets(latencies_ms: Sequence[float], count: int) -> list[float]:
-    """`count` round budgets in equal ratios, from a tenth above the fastest measured latency to the 95th percentile:
-    accuracy grows about with the logarithm of latency, so steps of equal length would crowd where it grows no more."""
-    low, high = 1.1 * min(latencies_ms), float(np.percentile(latencies_ms, 95))
+    """`count` round budgets in equal ratios, from a tenth above the fastest measured latency (less where the slowest is
+    near) to the 95th percentile: accuracy grows about with the logarithm of latency, so steps of equal length would
+    crowd where it grows no more."""
+    fastest, high = min(latencies_ms), float(np.percentile(latencies_ms, 95))
+    low = min(1.1 * fastest, float(np.sqrt(fastest * high)))
     return [float(f"{value:.3g}") for value in np.geomspace(low, high, count)]
 
 
