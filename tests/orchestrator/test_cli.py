@@ -85,6 +85,7 @@ def test_generate_refuses_what_nobody_meets(finished: Path) -> None:
     assert "'fast' is not a latency budget" in done.stderr
 
 
+@pytest.mark.slow
 def test_generate_needs_a_finished_run_and_whole_checkpoints(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "tiny")
     store = RunStore(tmp_path / "tiny")
@@ -98,6 +99,7 @@ def test_generate_needs_a_finished_run_and_whole_checkpoints(finished: Path, tmp
     assert "paretoray resume tiny" in done.stderr
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
     before = RunStore(finished).read_trials()
     done = paretoray("resume", "tiny", "--runs", str(finished.parent))
@@ -117,6 +119,7 @@ def test_runs_and_report(finished: Path) -> None:
     assert "known runs: tiny" in missing.stderr
 
 
+@pytest.mark.slow
 def test_measure_writes_and_continues_a_table(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     out = tmp_path / "table.parquet"

@@ -196,6 +196,7 @@ def test_bad_requests_are_refused(make_pool: Callable[..., LatencyPool], ray_loc
     pool.close()
 
 
+@pytest.mark.slow
 def test_cpu_target_survives_a_kill_and_keeps_its_core_and_reference(ray_local: None) -> None:
     core = max(os.sched_getaffinity(0))
     pool = LatencyPool(MOBILE, "onnx_cpu", {"core": core}, settings=QUICK)

@@ -84,6 +84,7 @@ def test_new_weights_reach_every_worker(pools: list[RolloutPool]) -> None:
         assert all(found[i].accuracy == (i + 100 * version) / 1000 for i in found)
 
 
+@pytest.mark.slow
 def test_killed_worker_loses_nothing_and_gets_the_weights_again(pools: list[RolloutPool]) -> None:
     pool = open_pool(pools, Workload(sleep_s=0.05), rows_per_call=2)
     pool.set_weights(3, ray.put({"offset": np.array([500])}))
@@ -105,6 +106,7 @@ def test_killed_worker_loses_nothing_and_gets_the_weights_again(pools: list[Roll
     assert all(e.accuracy == (i + 500) / 1000 for i, e in collect_all(pool).items())
 
 
+@pytest.mark.slow
 def test_worker_killed_while_idle_is_noticed(pools: list[RolloutPool]) -> None:
     pool = open_pool(pools, workers=1)
     pool.set_weights(1, ray.put({"offset": np.array([7])}))
@@ -115,6 +117,7 @@ def test_worker_killed_while_idle_is_noticed(pools: list[RolloutPool]) -> None:
     assert all(e.accuracy == (i + 7) / 1000 for i, e in collect_all(pool).items())
 
 
+@pytest.mark.slow
 def test_a_row_that_kills_its_workers_becomes_an_error_and_spares_the_others(pools: list[RolloutPool]) -> None:
     pool = open_pool(pools, rows_per_call=3, max_failures=2)
     pool.submit(rows(5) + rows(1, DIE, start=5) + rows(5, start=6))

@@ -204,6 +204,7 @@ def through_pool(pools: list[RolloutPool], made: ProxyEvaluatorFactory, workers:
     return [found[i] for i in range(len(rows))]
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_finds_the_same(pools: list[RolloutPool], tmp_path: Path) -> None:
     alone = factory(tmp_path / "here")().evaluate(ROWS)
     two = through_pool(pools, factory(tmp_path / "two"), workers=2)
@@ -212,6 +213,7 @@ def test_any_number_of_workers_finds_the_same(pools: list[RolloutPool], tmp_path
     assert {e.source for e in two} == {"proxy"}
 
 
+@pytest.mark.slow
 def test_killed_trainer_loses_no_epoch_and_changes_no_result(pools: list[RolloutPool], tmp_path: Path) -> None:
     """The process ends in the middle of epoch 2; the pool gives the row to another one."""
     expected = factory(tmp_path / "here")().evaluate(ROWS)
@@ -222,6 +224,7 @@ def test_killed_trainer_loses_no_epoch_and_changes_no_result(pools: list[Rollout
     assert sorted(e.details["start_epoch"] for e in found) == [0] * (len(ROWS) - 1) + [1]
 
 
+@pytest.mark.slow
 def test_killed_retraining_goes_on_by_itself(ray_local: None, tmp_path: Path) -> None:
     expected = retrained_weights(SPACE, ROWS[2], DATA.train, PREPROCESSING, SETTINGS, str(tmp_path / "here"))
     dies = fatal(PREPROCESSING, tmp_path / "mark", dies_at=2 * STEPS + 1)

@@ -79,6 +79,7 @@ def test_killed_actor_goes_on_by_itself_with_the_same_result(started: list[Super
     assert_close(get(actor.weights.remote())[1], alone(tmp_path / "alone", TinySpace(), 3), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_ranks_hold_equal_weights_and_those_of_one_worker(started: list[SupernetService], tmp_path: Path) -> None:
     """Without batch norm, whose statistics would be those of half a batch. 33 images are parts of 17 and 16."""
     space = TinySpace(norm=False)

@@ -33,6 +33,7 @@ def test_something_listens() -> None:
         assert check_reachable(f"127.0.0.1:{server.getsockname()[1]}") is None
 
 
+@pytest.mark.slow
 def test_local_ray_offers_the_devices_it_is_given() -> None:
     """In a process of its own: there is one Ray per process."""
     code = ("import ray\nfrom orchestrator.cluster.joining import connected\n"

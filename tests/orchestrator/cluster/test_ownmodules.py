@@ -58,6 +58,7 @@ with joining.connected(None, "local", own=own):
 """
 
 
+@pytest.mark.slow
 def test_a_module_arrives_where_only_the_cluster_could_have_brought_it(tmp_path: Path) -> None:
     """With a Ray of its own in the place of a cluster."""
     (tmp_path / "own_space_far_away.py").write_text("Space = None\n")

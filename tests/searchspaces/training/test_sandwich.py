@@ -40,6 +40,7 @@ def equal(a: SandwichTraining, b: SandwichTraining) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_every_subnet_learns() -> None:
     trainer = training(SandwichSettings(lr=0.1), total_steps=40)
     for step in range(40):

@@ -176,6 +176,7 @@ def test_failed_measurements_leave_the_step_without_a_sample() -> None:
 # --- parts and ranks -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_variance_falls_with_the_architectures_of_a_step() -> None:
     same = tuple(torch.cat([tensor] * 4) for tensor in images(3, 0))     # every part sees the same images
 
