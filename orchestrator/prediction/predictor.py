@@ -49,8 +49,9 @@ from orchestrator.prediction.transfer import LookedUp
 from searchspaces.errors import DataError, StoreError
 from searchspaces.space import SearchSpace, Tokens
 
-__all__ = ["LEAST_NETWORKS", "LatencyPredictor", "fit_linear"]
+__all__ = ["LEAST_NETWORKS", "LatencyPredictor", "fit_linear", "predictor_of_trials"]
 LEAST_NETWORKS = 4
+LATENCY_TRIALS = 150      # enough for a stage-feature predictor (latency.md 6); more only cost time
 
 
 @dataclass(frozen=True)
@@ -162,3 +163,9 @@ def _contained(space: SearchSpace, model: LatencyModel) -> LatencyPredictor | Lo
 def _known(space: SearchSpace, state: Mapping[str, Any], prefix: str) -> LatencyPredictor | LookedUp:
     part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     return LookedUp.from_state(part) if "latency_ms" in part else LatencyPredictor.from_state(space, part)
+
+
+def predictor_of_trials(space: SearchSpace, tokens_MT: Tokens, latency_M: Array) -> LatencyPredictor:
+    """From trials alone, where a task has no latency model (a table)."""
+    usable = np.flatnonzero(latency_M >= TRIVIAL_SHARE * np.median(latency_M))[:LATENCY_TRIALS]
+    return LatencyPredictor.fit(space, tokens_MT[usable], latency_M[usable])

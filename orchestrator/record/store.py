@@ -29,6 +29,7 @@ from searchspaces.errors import StoreError
 
 log = logging.getLogger(__name__)
 
+RUNS = Path("runs")     # where run folders lie unless --runs says otherwise
 TRIAL_SCHEMA = pa.schema([
     ("sequence", pa.int64()), ("arch_id", pa.string()), ("tokens", pa.list_(pa.int8())), ("space_id", pa.string()),
     ("controller", pa.string()), ("accuracy", pa.float64()), ("accuracy_source", pa.string()),
@@ -41,7 +42,6 @@ TRIAL_SCHEMA = pa.schema([
     ("proposed_for", pa.string()),
 ])
 # Columns of trials that runs of earlier versions lack; they read as null.
-RUNS = Path("runs")     # where run folders lie unless --runs says otherwise
 ADDED = frozenset({"details", "latencies", "proposed_for"})
 LATENCY_SCHEMA = pa.schema([
     ("arch_id", pa.string()), ("tokens", pa.list_(pa.int8())), ("target_id", pa.string()),

@@ -21,7 +21,7 @@ from orchestrator.interrupt import StopFlag
 from orchestrator.record.goals import Goal, goal_named, read_goals, target_state
 from orchestrator.record.metrics import RunMetrics
 from orchestrator.record.progress import Progress
-from orchestrator.record.store import RunStore, read_json
+from orchestrator.record.store import RUNS, RunStore, read_json
 from orchestrator.report.page import write_report
 from orchestrator.run.stages.measure import above_slowest
 from orchestrator.services.context import RunContext, data_and_space
@@ -32,7 +32,7 @@ from searchspaces.errors import BudgetError, StoreError
 from searchspaces.space import SearchSpace
 
 
-def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | None = None, runs: Path = Path("runs"),
+def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | None = None, runs: Path = RUNS,
                     address: str | None = None, console: Console | None = None) -> list[Delivered]:
     """Trained, measured ONNX files of a finished run for new budgets, on the machine that is the run's target, or with
     the devices and workers of the cluster at `address`. Architectures where a target only looks latencies up.
@@ -108,14 +108,14 @@ def check_finished(store: RunStore) -> None:
                          f"{store.resume_command}")
 
 
-def write_run_report(name: str, runs: Path = Path("runs")) -> Path:
+def write_run_report(name: str, runs: Path = RUNS) -> Path:
     """report.html of a run in any state."""
     store = RunStore.open(runs, name)
     _, space = data_and_space(load_config(store.path / "config.yaml"))
     return write_report(store.path, space)
 
 
-def run_rows(runs: Path = Path("runs")) -> list[dict[str, str]]:
+def run_rows(runs: Path = RUNS) -> list[dict[str, str]]:
     """One row per run for `paretoray runs`."""
     if not runs.is_dir():
         raise StoreError(f"there is no folder '{runs}'; give the folder of your runs with --runs, or start one with: "

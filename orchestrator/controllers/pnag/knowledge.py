@@ -14,14 +14,12 @@ from scipy.stats import t as student
 
 from orchestrator.controllers.controller import LatencyModel, Observation
 from orchestrator.prediction.posterior import Believed, Posterior, PosteriorSettings
-from orchestrator.prediction.predictor import LEAST_NETWORKS, LatencyPredictor
+from orchestrator.prediction.predictor import LEAST_NETWORKS, LatencyPredictor, predictor_of_trials
 from searchspaces.space import SearchSpace, Tokens
 
-LATENCY_TRIALS = 150      # enough for a stage-feature predictor (latency.md 6); more only cost time
 LEAST_ERROR = 0.007
 TAILS = 3                 # degrees of freedom of the latency errors
 TYPICAL = student.ppf(0.75, TAILS)   # median of |t|
-TRIVIAL_SHARE = 0.05      # of the median latency: below are networks that a compiler removed
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Knowledge:
         accuracy_M = np.array([trial.accuracy for trial in good])
         latency_M = np.array([trial.latency_ms for trial in good])
         posterior = Posterior.fit(space.features(tokens_MT), accuracy_M, settings, seed)
-        model = latency or _fit_latency(space, tokens_MT, latency_M)
+        model = latency or predictor_of_trials(space, tokens_MT, latency_M)
         return cls(space, tokens_MT, accuracy_M, latency_M, posterior, model,
                    _latency_error(model, tokens_MT, latency_M), _rows(tokens_MT))
 
@@ -105,9 +103,3 @@ def _latency_error(model: LatencyModel, tokens_MT: Tokens, latency_M: NDArray[np
     if isinstance(model, LatencyPredictor):
         return max(LEAST_ERROR, model.typical_error)
     return max(LEAST_ERROR, float(np.median(np.abs(np.log(latency_M / model.predict(tokens_MT))))))
-
-
-def _fit_latency(space: SearchSpace, tokens_MT: Tokens, latency_M: NDArray[np.float64]) -> LatencyPredictor:
-    """From trials alone, where the task has no latency model (a table)."""
-    usable = np.flatnonzero(latency_M >= TRIVIAL_SHARE * np.median(latency_M))[:LATENCY_TRIALS]
-    return LatencyPredictor.fit(space, tokens_MT[usable], latency_M[usable])

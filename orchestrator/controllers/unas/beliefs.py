@@ -22,14 +22,12 @@ from torch import Tensor
 from orchestrator.controllers.controller import LatencyModel, Observation
 from orchestrator.controllers.unas.settings import BlackBoxOptions
 from orchestrator.prediction.posterior import Posterior
-from orchestrator.prediction.predictor import LatencyPredictor
+from orchestrator.prediction.predictor import predictor_of_trials
 from searchspaces.space import SearchSpace, Tokens
 from searchspaces.training import estimators
 
 SURROGATE_ROWS = 1000   # architectures whose losses g is fitted to: they cost nothing
 RIDGE = 1e-3            # a share of the rows (specification 6)
-LATENCY_TRIALS = 150
-TRIVIAL_SHARE = 0.05    # of the median latency: below are networks that a compiler removed; they teach nothing
 Logits = list[NDArray[np.float64]]
 
 
@@ -42,7 +40,8 @@ class Beliefs:
         self.space, self.options, self.budgets_B = space, options, np.asarray(budgets_ms, dtype=np.float64)
         tokens_MT = np.stack([trial.tokens for trial in trials])
         self.posterior = fit_posterior(space, trials, options, seed)
-        self.latency = latency or _fit_latency(space, tokens_MT, np.array([trial.latency_ms for trial in trials]))
+        latency_M = np.array([trial.latency_ms for trial in trials])
+        self.latency = latency or predictor_of_trials(space, tokens_MT, latency_M)
         self.spread = max(1e-9, float(self.posterior.believe(space.features(tokens_MT)).mean_N.std()))
         self._known: dict[bytes, tuple[float, float]] = {}
 
@@ -115,8 +114,3 @@ def fit_surrogate(beliefs: Beliefs, rng: np.random.Generator) -> estimators.Loss
         return torch.stack(parts).sum(0) + torch.from_numpy(offset_B)
 
     return surrogate
-
-
-def _fit_latency(space: SearchSpace, tokens_MT: Tokens, latency_M: NDArray[np.float64]) -> LatencyModel:
-    usable = np.flatnonzero(latency_M >= TRIVIAL_SHARE * np.median(latency_M))[:LATENCY_TRIALS]
-    return LatencyPredictor.fit(space, tokens_MT[usable], latency_M[usable])
