@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from searchspaces.bins import BinGroup, position_groups
 from searchspaces.errors import SpaceError
 from searchspaces.graph import Graph
 
@@ -148,6 +149,11 @@ class SearchSpace(ABC):
         """bool[N]: networks whose output does not depend on the image, in spaces that hold such. They are the fastest
         of all and good for nothing, so budgets are not spread over their latencies."""
         return np.zeros(len(tokens_NT), dtype=bool)
+
+    def bin_groups(self) -> tuple[BinGroup, ...]:
+        """How the space is narrowed to smaller ones: positions that belong together, and bins of their values. Every
+        position on its own, in contiguous ranges, unless the space knows better."""
+        return position_groups(self.choices)
 
     def most_probable(self, probabilities: Sequence[NDArray[np.float64]]) -> Tokens:
         """int8[T], canonical: the architecture that a distribution stands for, the most probable value of every

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from searchspaces.mobilenetv3.skeleton import DEPTHS, EXPANDS, KERNELS, UNIT_LAYERS, UNITS, MobileNetV3Skeleton
+from searchspaces.bins import BinGroup, group_of
+from searchspaces.mobilenetv3.skeleton import (
+    DEPTHS,
+    EXPANDS,
+    KERNELS,
+    UNIT_LAYERS,
+    UNIT_TOKENS,
+    UNITS,
+    MobileNetV3Skeleton,
+)
 from searchspaces.space import Tokens
 
 if TYPE_CHECKING:
@@ -28,6 +37,18 @@ class MobileNetV3(MobileNetV3Skeleton):
     def size(self) -> int:
         per_layer = len(EXPANDS) * len(KERNELS)
         return int(sum(per_layer ** depth for depth in DEPTHS)) ** UNITS * len(self.resolutions)
+
+    def bin_groups(self) -> tuple[BinGroup, ...]:
+        """Per unit its depth, all its expand ratios and all its kernels; the resolution."""
+        groups = []
+        for u in range(UNITS):
+            start = u * UNIT_TOKENS
+            groups += [group_of(f"depth{u}", (start,), self.choices),
+                       group_of(f"expand{u}", range(start + 1, start + UNIT_TOKENS, 2), self.choices),
+                       group_of(f"kernel{u}", range(start + 2, start + UNIT_TOKENS, 2), self.choices)]
+        if len(self.resolutions) > 1:
+            groups.append(group_of("resolution", (UNITS * UNIT_TOKENS,), self.choices))
+        return tuple(groups)
 
     def sample_uniform(self, rng: np.random.Generator, n: int) -> Tokens:
         rows = rng.integers(0, self.vocabulary_sizes, size=(n, len(self.choices)))
