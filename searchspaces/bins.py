@@ -49,7 +49,7 @@ def contiguous_bins(count: int) -> list[range]:
     if count < 2:
         raise SpaceError(f"a vocabulary of {count} value cannot be narrowed")
     if count == 3:
-        return [range(0, 2), range(1, 3)]
+        return [range(2), range(1, 3)]
     ends = np.linspace(0, count, max(2, count // TOKENS_PER_BIN) + 1).round().astype(int)
     return [range(int(start), int(end)) for start, end in zip(ends, ends[1:])]
 
