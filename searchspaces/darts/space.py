@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from searchspaces.bins import BinGroup, group_of
 from searchspaces.darts.skeleton import (
     CELL_TYPES,
     INPUTS,
@@ -93,6 +94,17 @@ class Darts(DartsSkeleton):
         fastest[REDUCTION, 0, :, 1] = MAX
         fastest[REDUCTION, 1:, :, 0] = ((2, 2), (2, 3), (2, 3))
         return pairs.reshape(2, -1)
+
+    def bin_groups(self) -> tuple[BinGroup, ...]:
+        """Per node the operations of its two pairs together, since pairs have no order, and likewise their inputs where
+        there are more than two."""
+        groups = []
+        for start in range(0, len(self.choices), 4):
+            name = self.choices[start].name.partition(".")[0]
+            if len(self.choices[start].values) > 2:
+                groups.append(group_of(f"{name}.in", (start, start + 2), self.choices))
+            groups.append(group_of(f"{name}.op", (start + 1, start + 3), self.choices))
+        return tuple(groups)
 
     def sample_uniform(self, rng: np.random.Generator, n: int) -> Tokens:
         rows = rng.integers(0, self.vocabulary_sizes, size=(n, len(self.choices)))

@@ -1,0 +1,273 @@
+"""NSS: a distribution over spaces, trained beside the shared weights ([S3 3 and 6.3]; specification nss 8).
+
+Warm-up: the weights alone learn, at members of uniformly drawn spaces; with a probability that falls to 0 a group is
+trained at its largest value instead, or the last channels and layers would starve. Then every step does both halves:
+
+    (a) on held-out images: draw g, and a member of every bin; loss = CE + lambda |F(g) / F_t - 1|; Adam on theta
+    (b) on training images: a fresh draw, CE alone; SGD on the weights
+
+Ours: several aims (budgets), one distribution each, share the weights and take turns; the cost of a space is its mean
+latency as a predictor sees it, or the paper's multiply-adds.
+
+Legend: K groups of token positions, B_k bins of one; theta[a][k] are the logits of aim a, float64[B_k] on the CPU.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from searchspaces.errors import ConfigError, EvaluationError
+from searchspaces.space import SearchSpace, Tokens
+from searchspaces.supernet import Supernet
+from searchspaces.training.estimators import entropies
+from searchspaces.training.spaces import (
+    Cost,
+    SpaceOfSpaces,
+    deviation,
+    exact_madds,
+    full_probability,
+    relaxed,
+    sampled_mean,
+    straight_through,
+    temperature,
+)
+from searchspaces.training.training import Batch, Schedule, Training
+from searchspaces.training.weights import WeightOptimizer, WeightSettings, fitting
+
+DRAWS = {"architecture": 1, "weights": 2, "cost": 3}    # what random numbers of one step are for
+
+
+@dataclass(frozen=True)
+class SpaceAim:
+    """What a space's mean cost should be: `target` ms of the latency model `label`, or multiply-adds where there is
+    none."""
+
+    target: float
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class NssSettings:
+    """`latency`: by label of an aim, the model that predicts ms. `cost_weight`: lambda. `task_weight`: of the
+    cross-entropy; 0 leaves the cost alone, a control. `warm_up`: share of the epochs. `full`: does warm-up train the
+    largest values more often? `hard`: straight-through draws. `samples`: networks for a mean that has no closed form.
+    """
+
+    aims: tuple[SpaceAim, ...]
+    latency: Mapping[str, Cost] = field(default_factory=dict)
+    weights: WeightSettings = WeightSettings()
+    cost_weight: float = 1.0
+    task_weight: float = 1.0
+    hinge: bool = False
+    learning_rate: float = 0.03
+    weight_decay: float = 1e-3
+    first_temperature: float = 5.0
+    last_temperature: float = 0.001
+    warm_up: float = 0.3
+    full: bool = True
+    hard: bool = False
+    samples: int = 16
+    held_out_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value, good, allowed in (
+                ("number of aims", len(self.aims), len(self.aims) >= 1, "give at least one"),
+                ("cost_weight", self.cost_weight, self.cost_weight >= 0, "it must be at least 0"),
+                ("task_weight", self.task_weight, self.task_weight >= 0, "it must be at least 0"),
+                ("learning_rate", self.learning_rate, self.learning_rate > 0, "it must be above 0"),
+                ("last_temperature", self.last_temperature,
+                 0 < self.last_temperature <= self.first_temperature,
+                 f"it must be above 0 and at most first_temperature, {self.first_temperature:g}"),
+                ("warm_up", self.warm_up, 0 <= self.warm_up < 1, "it is a share of the epochs, from 0 to less than 1"),
+                ("samples", self.samples, self.samples >= 1, "it must be at least 1"),
+                ("held_out_share", self.held_out_share, 0 < self.held_out_share < 1,
+                 "it is a share of the training images, between 0 and 1")):
+            if not good:
+                raise ConfigError(f"{name} of nss is {value}; {allowed}")
+
+    def start(self, supernet: Supernet, schedule: Schedule) -> NssTraining:
+        return NssTraining(supernet, self, schedule)
+
+
+class NssTraining(Training):
+    """See the module docstring. Every rank makes the same draws, so its share of the batch is all that differs."""
+
+    scalars = ("loss", "accuracy", "validation_loss", "gap", "entropy", "cost_loss")
+
+    def __init__(self, supernet: Supernet, settings: NssSettings, schedule: Schedule) -> None:
+        self.supernet = supernet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.settings, self.schedule = settings, schedule
+        self.steps_done = 0
+        self.spaces = SpaceOfSpaces(supernet.space)
+        self._full_T = supernet.space.extremes()[1]
+        self._warm_up = warm_up_epochs(settings.warm_up, schedule.epochs) * schedule.steps_per_epoch
+        self.theta = [[nn.Parameter(torch.zeros(len(group), dtype=torch.float64)) for group in self.spaces.groups]
+                      for _ in settings.aims]
+        self._adam = [torch.optim.Adam(theta, lr=settings.learning_rate, betas=(0.5, 0.999),
+                                       weight_decay=settings.weight_decay) for theta in self.theta]
+        self._weights = WeightOptimizer(self.supernet, settings.weights, schedule.steps)
+        self._counts = [np.zeros(size, dtype=np.int64) for size in supernet.space.vocabulary_sizes]
+
+    def step(self, batch: Batch, held_out: Batch | None = None) -> dict[str, float]:
+        assert held_out is not None, "NSS needs held-out images"
+        self.supernet.train()
+        lr = self._weights.begin(self.steps_done)
+        if self.steps_done < self._warm_up:
+            numbers = self._warm_up_step(batch)
+        else:
+            turn = self.steps_done % len(self.settings.aims)
+            numbers = self._space_step(turn, held_out)
+            numbers |= self._weights_step(turn, batch)
+            numbers["gap"] = numbers["validation_loss"] - numbers["loss"]
+        self._weights.finish(self.steps_done, [numbers["loss"]], self.reduce_gradients)
+        self.steps_done += 1
+        entropy = float(np.mean([np.mean(entropies(theta)) for theta in self.theta]))
+        return dict.fromkeys(self.scalars, 0.0) | numbers | {"entropy": entropy, "lr": lr}
+
+    # --- warm-up (specification 5) ---------------------------------------------------------------------------------
+
+    def _warm_up_step(self, batch: Batch) -> dict[str, float]:
+        row = self.warm_up_row(self.steps_done)
+        self.supernet.set_active(row)
+        images, labels = self._laid_out(batch)
+        logits = self.supernet(images)
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        self._count(row)
+        return _numbers(loss, logits, labels)
+
+    def warm_up_row(self, step: int) -> Tokens:
+        """int8[T]: the member that a step of warm-up trains, the same in every process."""
+        rng = self._rng("weights", step)
+        bins = [int(rng.integers(len(group))) for group in self.spaces.groups]
+        row = self.spaces.row(bins, self.spaces.members(rng), self.spaces.free_tokens(rng))
+        p = full_probability(step, self._warm_up) if self.settings.full else 0.0
+        for group in self.spaces.groups:
+            if rng.random() < p:
+                row[list(group.positions)] = self._full_T[list(group.positions)]
+        return row
+
+    # --- after it --------------------------------------------------------------------------------------------------
+
+    def _space_step(self, turn: int, held_out: Batch) -> dict[str, float]:
+        """(a): the distribution of aim `turn` learns, the weights do not."""
+        settings, theta = self.settings, self.theta[turn]
+        weights = self._draw(turn, "architecture")
+        cost = deviation(self._mean_cost(settings.aims[turn], weights), settings.aims[turn].target, settings.hinge)
+        total, task = settings.cost_weight * cost, torch.zeros(())
+        if settings.task_weight:
+            images, labels = self._laid_out(held_out)
+            mixture = self._mixture(weights, "architecture")
+            task = F.cross_entropy(self.supernet.forward_mixture(images, mixture), labels)
+            total = total + settings.task_weight * task.cpu().double()
+        gradients = torch.autograd.grad(total, theta)
+        for logits, gradient in zip(theta, gradients):
+            logits.grad = gradient
+        if self.reduce_gradients is not None:
+            self.reduce_gradients(theta)
+        if not all(bool(torch.isfinite(logits.grad).all()) for logits in theta if logits.grad is not None):
+            raise EvaluationError(f"the gradients of the space distribution are not finite at step {self.steps_done}; "
+                                  f"lower controller.learning_rate, now {settings.learning_rate}, or supernet."
+                                  f"learning_rate, now {settings.weights.lr}")
+        self._adam[turn].step()
+        return {"validation_loss": float(task.detach()), "cost_loss": float(cost.detach())}
+
+    def _weights_step(self, turn: int, batch: Batch) -> dict[str, float]:
+        """(b): gradients of the weights at a fresh draw."""
+        images, labels = self._laid_out(batch)
+        with torch.no_grad():
+            weights = self._draw(turn, "weights")
+        mixture = self._mixture(weights, "weights")
+        self._count(np.array([int(weight.argmax()) for weight in mixture], dtype=np.int8))
+        logits = self.supernet.forward_mixture(images, mixture)
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        return _numbers(loss, logits, labels)
+
+    def _draw(self, turn: int, purpose: str) -> list[Tensor]:
+        settings, epoch = self.settings, self.steps_done // self.schedule.steps_per_epoch
+        tau = temperature(epoch, self.schedule.epochs, settings.first_temperature, settings.last_temperature)
+        seed = int(self._rng(purpose, self.steps_done, 1).integers(2**62))
+        drawn = relaxed(self.theta[turn], tau, torch.Generator().manual_seed(seed))
+        return straight_through(drawn) if settings.hard else drawn
+
+    def _mixture(self, weights: Sequence[Tensor], purpose: str) -> list[Tensor]:
+        rng = self._rng(purpose, self.steps_done)
+        device = next(self.supernet.parameters()).device
+        mixture = self.spaces.mixture(weights, self.spaces.members(rng), self.spaces.free_tokens(rng))
+        return [weight.to(device, torch.float32) for weight in mixture]
+
+    def _mean_cost(self, aim: SpaceAim, weights: Sequence[Tensor]) -> Tensor:
+        rng = self._rng("cost", self.steps_done)
+        if aim.label:
+            return sampled_mean(self.spaces, weights, self.settings.latency[aim.label], self.settings.samples, rng)
+        mean = exact_madds(self.spaces, weights)
+        return sampled_mean(self.spaces, weights, madds_of(self.supernet.space), self.settings.samples,
+                            rng) if mean is None else mean
+
+    def _rng(self, purpose: str, step: int, part: int = 0) -> np.random.Generator:
+        return np.random.default_rng([self.schedule.seed, step, DRAWS[purpose], part])
+
+    @staticmethod
+    def _laid_out(batch: Batch) -> Batch:
+        return batch[0].contiguous(memory_format=torch.channels_last), batch[1]
+
+    def _count(self, tokens_T: Tokens) -> None:
+        for position in np.flatnonzero(self.supernet.space.live_mask(tokens_T[None])[0]):
+            self._counts[position][tokens_T[position]] += 1
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    def update_counts(self) -> dict[str, tuple[int, int]]:
+        """How often a value was the heaviest of its position."""
+        return {choice.name: (int(counts.max()), int(counts.min()))
+                for choice, counts in zip(self.supernet.space.choices, self._counts)}
+
+    def distribution(self) -> dict[str, NDArray[np.float64]]:
+        """Logits float64[B_k] by "AIM.GROUP", numbers in the order of `aims` and of the space's bin groups."""
+        return {f"{a}.{k}": logits.detach().numpy().copy() for a, theta in enumerate(self.theta)
+                for k, logits in enumerate(theta)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """model.*, momentum.*, theta.AIM.GROUP, adam.AIM.GROUP.*, counts.*, step."""
+        state = self._weights.state_dict() | {"step": torch.tensor(self.steps_done)}
+        state |= {f"counts.{position}": torch.from_numpy(counts.copy()) for position, counts in enumerate(self._counts)}
+        for a, (theta, adam) in enumerate(zip(self.theta, self._adam)):
+            for k, logits in enumerate(theta):
+                state[f"theta.{a}.{k}"] = logits.detach().clone()
+                for name, value in adam.state.get(logits, {}).items():
+                    state[f"adam.{a}.{k}.{name}"] = value.detach().clone()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._weights.load_state_dict(state)
+        with fitting(self.supernet), torch.no_grad():
+            self.steps_done = int(state["step"])
+            self._counts = [state[f"counts.{position}"].numpy().copy() for position in range(len(self._counts))]
+            for a, (theta, adam) in enumerate(zip(self.theta, self._adam)):
+                for k, logits in enumerate(theta):
+                    logits.copy_(state[f"theta.{a}.{k}"])
+                    adam.state.pop(logits, None)
+                    names = [name for name in ("step", "exp_avg", "exp_avg_sq") if f"adam.{a}.{k}.{name}" in state]
+                    if names:
+                        adam.state[logits] = {name: state[f"adam.{a}.{k}.{name}"].clone() for name in names}
+
+
+def madds_of(space: SearchSpace) -> Cost:
+    """Multiply-adds as a cost."""
+    return lambda tokens_NT: space.cost(tokens_NT)[0].astype(np.float64)
+
+
+def warm_up_epochs(share: float, epochs: int) -> int:
+    """Whole epochs of warm-up; one at least is left for the distribution."""
+    return min(round(share * epochs), epochs - 1)
+
+
+def _numbers(loss: Tensor, logits: Tensor, labels: Tensor) -> dict[str, float]:
+    return {"loss": float(loss.detach()), "accuracy": float((logits.detach().argmax(1) == labels).float().mean())}
