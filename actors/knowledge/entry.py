@@ -79,7 +79,7 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class NewEntry:
-    """A block to be stored; its channels are sorted (searchspaces/blockweights.py)."""
+    """A block to be stored; its channels are sorted (searchspaces/trained/blockweights.py)."""
 
     block: BlockId
     weights: Mapping[str, NDArray[np.generic]]

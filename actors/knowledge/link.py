@@ -16,10 +16,10 @@ from ray.exceptions import RayError
 
 from actors.knowledge.pool import KnowledgePool, Start
 from actors.remote import fetch
-from searchspaces.adaptation import inherit
 from searchspaces.errors import ParetorayError
 from searchspaces.network import GraphNetwork
 from searchspaces.space import Tokens
+from searchspaces.trained.adaptation import inherit
 
 log = logging.getLogger(__name__)
 ANSWER_TIME_OUT_S = 30.0

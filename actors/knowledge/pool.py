@@ -3,7 +3,7 @@
     pool = KnowledgePool("~/knowledge", space, epochs=4, gate_file=run / "knowledge.json")
     warm = pool.begin_batch(7, rows_NT)             # the same answer for every network of the batch, whenever asked
     start = pool.start(tokens_T)                    # the best stored block for each block of the network
-    inherit(network, start.sources)                 # searchspaces/adaptation.py; then train for `epochs`
+    inherit(network, start.sources)                 # searchspaces/trained/adaptation.py; then train for `epochs`
     pool.insert(tokens_T, weights, iterations, [before + iterations for before in start.lineage])
 
 The best block is of the same stage and has most equal tokens; it is a hit if at most one differs (rules.py).
@@ -41,10 +41,10 @@ from actors.knowledge.entry import NewEntry
 from actors.knowledge.rules import USUAL_GATE, Entries, Gate, GateSettings, best_match, block_id, similarity
 from actors.knowledge.store import KnowledgeStore
 from actors.wholefile import write_whole
-from searchspaces.blockweights import SourceBlock, sort_channels, split_blocks
 from searchspaces.errors import ClusterError, StoreError
 from searchspaces.graph import Block, Graph, tensor_shapes
 from searchspaces.space import SearchSpace, Tokens
+from searchspaces.trained.blockweights import SourceBlock, sort_channels, split_blocks
 
 log = logging.getLogger(__name__)
 MAXIMUM_MB = 2000.0

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from actors.knowledge.entry import Entry
 from actors.knowledge.pool import KnowledgePool, KnowledgeService
 from actors.knowledge.rules import USUAL_GATE, Gate, GateSettings, best_match, similarity
-from searchspaces.adaptation import inherit
 from searchspaces.errors import StoreError
 from searchspaces.graph import Block
 from searchspaces.mnas.space import MnasS16, MnasS32
 from searchspaces.network import GraphNetwork
+from searchspaces.trained.adaptation import inherit
 from tests.actors.knowledge.knowledgeprocess import (
     BASE,
     EPOCHS,

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from searchspaces.blockweights import sort_channels
 from searchspaces.darts.skeleton import (
     AVG,
     DIL3,
@@ -26,6 +25,7 @@ from searchspaces.errors import ConfigError, SpaceError
 from searchspaces.graph import INPUT, GraphBuilder
 from searchspaces.network import GraphNetwork
 from searchspaces.space import Tokens
+from searchspaces.trained.blockweights import sort_channels
 from searchspaces.vectorfeatures import vector_features
 
 Cells = Sequence[Sequence[tuple[int, int]]]

@@ -27,9 +27,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from searchspaces.blockweights import Arrays, SourceBlock
 from searchspaces.graph import Block
 from searchspaces.network import GraphNetwork
+from searchspaces.trained.blockweights import Arrays, SourceBlock
 
 LAYER = re.compile(r"(^|.*\.)layer(\d+)(\..*)")
 

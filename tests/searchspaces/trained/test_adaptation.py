@@ -8,12 +8,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from searchspaces.adaptation import adapted, inherit
-from searchspaces.blockweights import SourceBlock, channel_axes, sort_channels, split_blocks
 from searchspaces.graph import INPUT, Graph, GraphBuilder
 from searchspaces.mnas.space import OPS, MnasS16
 from searchspaces.mobilenetv3.space import MobileNetV3S16
 from searchspaces.network import GraphNetwork
+from searchspaces.trained.adaptation import adapted, inherit
+from searchspaces.trained.blockweights import SourceBlock, channel_axes, sort_channels, split_blocks
 
 Weights = dict[str, NDArray[np.generic]]
 

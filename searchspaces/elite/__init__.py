@@ -1,0 +1,1 @@
+"""Spaces inside a space (specification nss)."""

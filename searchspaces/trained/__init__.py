@@ -1,0 +1,1 @@
+"""Weights of trained networks, for networks of other architectures."""
