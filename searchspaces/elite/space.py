@@ -158,6 +158,9 @@ class EliteSpace(SearchSpace):
     def text(self, tokens_T: Tokens) -> str:
         return self.base.text(self.widened(np.asarray(tokens_T)[None])[0])
 
+    def onehot(self, tokens_NT: Tokens) -> NDArray[np.float32]:
+        return super().onehot(self.canonical(tokens_NT))
+
     def cost(self, tokens_NT: Tokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return self.base.cost(self.widened(self.check_tokens(tokens_NT)))
 

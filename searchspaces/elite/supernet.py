@@ -2,15 +2,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from searchspaces.elite.space import EliteSpace
 from searchspaces.network import GraphNetwork
 from searchspaces.space import Tokens
 from searchspaces.supernet import Supernet
+
+if TYPE_CHECKING:
+    from searchspaces.elite.space import EliteSpace
 
 
 class EliteSupernet(Supernet):
