@@ -18,7 +18,7 @@ from rich.table import Table
 from actors.targets.catalogue import GIVEN, INTERNAL, TARGETS, target_class
 from orchestrator.config import Config, Plugin
 from orchestrator.controllers.catalogue import CONTROLLERS, controller_class
-from searchspaces.catalogue import FROM_DATA, SPACES, space_class
+from searchspaces.catalogue import ELITE, FROM_DATA, SPACES, EliteOptions, space_class
 from searchspaces.errors import ConfigError
 from searchspaces.plugins import option_types, type_name
 
@@ -48,7 +48,7 @@ def keys_of(section: str | None = None) -> list[Key]:
         return _of_plugin(head, section, rest)
     found = [key for key in _walk("", Config) if _within(key.name, f"{head}.{rest}" if rest else head)]
     if head in PLUGINS:
-        names = {"space": list(SPACES), "targets": list(TARGETS), "controller": list(CONTROLLERS)}[head]
+        names = {"space": [*SPACES, ELITE], "targets": list(TARGETS), "controller": list(CONTROLLERS)}[head]
         found = [replace(key, meaning=f"{key.meaning}; options of one: paretoray keys {section}.NAME, where NAME is "
                                       f"{', '.join(sorted(names))} or your module:Class") for key in found]
     return found or _unknown(section, _sections())
@@ -72,7 +72,7 @@ def _sections() -> list[str]:
     names = [key.name for key in _walk("", Config)]
     parents = {name.rpartition(".")[0] for name in names} - {""}
     shipped = [f"{kind}.{name}" for kind, known in
-               (("space", SPACES), ("target", TARGETS), ("controller", CONTROLLERS)) for name in known]
+               (("space", [*SPACES, ELITE]), ("target", TARGETS), ("controller", CONTROLLERS)) for name in known]
     return sorted({*Config.model_fields, *names, *parents, *shipped})
 
 
@@ -171,6 +171,8 @@ def _of_plugin(head: str, section: str, rest: str) -> list[Key]:
         found = [key for key in keys if not below or _within(key.name, f"controller.{below}")]
         return found if found or not below else _unknown(section, [
             f"controller.{name}.{key.name.removeprefix('controller.')}" for key in keys])
+    if head == "space" and name == ELITE:
+        return list(_of_signature("space", EliteOptions, ()))
     if ":" not in name and name not in (SPACES if head == "space" else TARGETS):
         return _unknown(section, _sections())
     if head == "space":

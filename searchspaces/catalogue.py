@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from searchspaces.darts.space import Darts, DartsS16
+from searchspaces.elite.space import EliteSpace, tokens_of_ranges
 from searchspaces.errors import ConfigError
 from searchspaces.mnas.space import Mnas, MnasS16, MnasS32
 from searchspaces.mobilenetv3.space import MobileNetV3, MobileNetV3S16, MobileNetV3S32
@@ -34,6 +35,7 @@ SPACES: dict[str, type[SearchSpace]] = {
     "proxylessnas-s32": ProxylessNasS32,
     "proxylessnas-s16": ProxylessNasS16,
 }
+ELITE = "elite"     # a space inside another one
 FROM_DATA = ("classes", "channels")  # set by the dataset, never an option
 
 
@@ -47,14 +49,16 @@ def space_class(name: str) -> type[SearchSpace]:
     if name not in SPACES:
         close = difflib.get_close_matches(name, SPACES, n=1, cutoff=0.3)
         hint = f"did you mean '{close[0]}'? " if close else ""
-        raise ConfigError(f"there is no search space '{name}'; {hint}choose one of {', '.join(sorted(SPACES))}, or "
-                          "your own as module:Class")
+        known = ", ".join(sorted([*SPACES, ELITE]))
+        raise ConfigError(f"there is no search space '{name}'; {hint}choose one of {known}, or your own as module:Class")
     return SPACES[name]
 
 
 def make_space(name: str, *, classes: int, channels: int, options: Mapping[str, Any]) -> SearchSpace:
     """The space `name` for a dataset's classes and channels. ConfigError on unknown or mistyped options; SpaceError
     where an own space cannot describe a network."""
+    if name == ELITE:
+        return _elite(classes, channels, options)
     space = space_class(name)
     check_options(f"search space {name}", space, options, hidden=FROM_DATA)
     if ":" not in name:
@@ -63,3 +67,29 @@ def make_space(name: str, *, classes: int, channels: int, options: Mapping[str, 
         own = space(classes=classes, channels=channels, **options)
     probe_space(name, own)
     return own
+
+
+class EliteOptions:
+    """A space inside another one. `run`: a run with controller nss, by name or path; the weights that it trained are
+    where training goes on. `aim`: which of the spaces it found, from 0; without it all of them together. Without `run`:
+    `base`, the space, by name or as {name: NAME, option: value}, and `ranges`, the values left to some positions,
+    {depth0: [2, 3]}."""
+
+    def __init__(self, run: str | None = None, aim: int | None = None,
+                 base: str | Mapping[str, Any] | None = None, ranges: Mapping[str, Any] | None = None) -> None:
+        self.run, self.aim, self.base, self.ranges = run, aim, base, ranges
+
+
+def _elite(classes: int, channels: int, options: Mapping[str, Any]) -> EliteSpace:
+    check_options(f"search space {ELITE}", EliteOptions, options)
+    asked = EliteOptions(**options)
+    if asked.base is None:
+        raise ConfigError(f"search space {ELITE} needs `run`, a run with controller nss, or `base` and `ranges`; see: "
+                          f"paretoray keys space.{ELITE}")
+    plugin = {"name": asked.base} if isinstance(asked.base, str) else dict(asked.base)
+    name = plugin.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"base of search space {ELITE} is {asked.base!r}; give a name, or {{name: NAME, option: "
+                          "value}")
+    base = make_space(name, classes=classes, channels=channels, options=plugin)
+    return EliteSpace(base, tokens_of_ranges(base, asked.ranges or {}))

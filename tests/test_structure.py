@@ -30,7 +30,7 @@ PLAN: tuple[tuple[str, ...], ...] = (
     ("orchestrator/config.py", "orchestrator/controllers"),
     ("orchestrator/record", "orchestrator/prediction", "orchestrator/controllers/baselines"),
     ("orchestrator/controllers/pnag", "orchestrator/controllers/fnas", "orchestrator/controllers/unas",
-     "orchestrator/cluster"),
+     "orchestrator/controllers/nss", "orchestrator/cluster"),
     ("orchestrator/handover", "orchestrator/report"),
     ("orchestrator/services",),                               # what the stages of a run share
     ("orchestrator/run/stages",),

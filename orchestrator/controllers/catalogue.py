@@ -20,6 +20,7 @@ from searchspaces.space import SearchSpace
 CONTROLLERS = {
     "evolution": "orchestrator.controllers.baselines.evolution:RegularisedEvolution",
     "fnas": "orchestrator.controllers.fnas.controller:Fnas",
+    "nss": "orchestrator.controllers.nss.controller:Nss",
     "nsga2": "orchestrator.controllers.baselines.nsga2:Nsga2",
     "pnag": "orchestrator.controllers.pnag.controller:Pnag",
     "unas": "orchestrator.controllers.unas.controller:Unas",

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from searchspaces.space import SearchSpace, Tokens
 
 if TYPE_CHECKING:
+    from searchspaces.elite.found import FoundSpace
     from searchspaces.training.training import TrainingMethod
     from searchspaces.training.weights import WeightSettings
 
@@ -57,7 +58,7 @@ class Task:
     """What the search is for. `latency` is None where latency is known only through trials (a table). `earlier` are
     the runs of `warm_start`, for controllers that can learn from them (`uses_earlier_runs`). `distributions`: what the
     controller's own training method learned beside the supernet's weights, logits float64[V_t] per position, one list
-    per budget; empty for other controllers and other sources of accuracy."""
+    per budget (nss: per group of bins, one list per space); empty for other controllers and sources of accuracy."""
 
     budgets_ms: tuple[float, ...]
     evaluations: int
@@ -162,10 +163,19 @@ class Controller(ABC):
 
     @classmethod
     def training(cls, settings: Any, budgets_ms: Mapping[str, Sequence[float]], weights: WeightSettings,
-                 workers: int) -> TrainingMethod | None:
+                 workers: int, latency: Mapping[str, LatencyModel]) -> TrainingMethod | None:
         """How the supernet is trained for it, where it does not take a supernet as section `supernet` trains it.
-        `budgets_ms` by label of the goal; `weights` and `workers` are that section's."""
+        `budgets_ms` and `latency` by label of the goal; `weights` and `workers` are that section's."""
         return None
+
+    @classmethod
+    def distributions(cls, settings: Any, budgets_ms: Sequence[float]) -> int:
+        """How many distributions that training learns for a goal with these budgets."""
+        return len(budgets_ms)
+
+    def spaces_found(self) -> tuple[FoundSpace, ...]:
+        """What a search for spaces found, one for every aim; () for controllers that search for networks."""
+        return ()
 
     def close(self) -> None:  # noqa: B027 (most controllers hold nothing)
         """Gives back what it holds on the cluster; nothing is proposed or observed after it."""

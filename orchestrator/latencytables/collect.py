@@ -40,9 +40,10 @@ from orchestrator.cluster.waiting import devices_when_there
 from orchestrator.config import Config
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.record.records import latency_row
-from orchestrator.record.store import LATENCY_SCHEMA, write_atomically
+from orchestrator.record.store import LATENCY_SCHEMA, RUNS, write_atomically
 from orchestrator.run.stages.measure import spread_sample
 from orchestrator.services.context import data_and_space
+from orchestrator.services.elite import with_ranges
 from searchspaces.errors import ConfigError, StoreError
 from searchspaces.space import SearchSpace, Tokens
 
@@ -137,6 +138,7 @@ def measure_table(config: Config, count: int, out: Path | None, address: str | N
     if len(config.targets) > 1:
         raise ConfigError(f"a latency table is of one device but the configuration has {', '.join(config.labels)}; "
                           "choose with --target LABEL")
+    config = with_ranges(config, RUNS)
     _, space = data_and_space(config)
     existing = LatencyTable.read(out) if out is not None else None
     stop = StopFlag()

@@ -12,7 +12,8 @@ from orchestrator.record.goals import target_state
 from orchestrator.run.stages.explore import learn_and_save, replayed_panel
 from orchestrator.run.stages.measure import fit_and_save
 from orchestrator.run.stages.train import train_epochs
-from orchestrator.services.context import RunContext, intact_state, state_name
+from orchestrator.services.context import RunContext
+from orchestrator.services.states import intact_state, state_name
 
 
 def repair(run: RunContext) -> None:

@@ -38,6 +38,7 @@ from orchestrator.run.stages.explore import explore
 from orchestrator.run.stages.measure import measure
 from orchestrator.run.stages.train import train
 from orchestrator.services.context import Leaders, RunContext, data_and_space
+from orchestrator.services.elite import check_inheritance, freeze_weights, with_ranges
 from orchestrator.services.recipes import check_training, slots_needed
 from orchestrator.services.services import Services
 from orchestrator.services.warmstart import check_earlier, freeze_earlier, is_frozen
@@ -70,7 +71,7 @@ class Search:
     def __init__(self, config: Config, *, runs: Path = Path("runs"), name: str | None = None,
                  address: str | None = None, console: Console | None = None, resumed: RunStore | None = None) -> None:
         """`resumed`: the existing run to go on with, see `resume`."""
-        self.config = config
+        self.config = config = with_ranges(config, runs)
         self.runs = runs
         self.address = address
         self.console = console or Console()
@@ -83,7 +84,9 @@ class Search:
         for target in config.targets:
             check_options(target.name, target.options)
         check_controller_options(config.controller.name, config.controller.options)
-        check_training(config, self._splits.train)
+        check_training(config, self._splits.train, self._space)
+        if resumed is None:
+            check_inheritance(config, self._space.classes, self._space.channels)
         if resumed is None:
             check_earlier(config, runs, self._space, self._splits)
         self._new = resumed is None
@@ -126,6 +129,7 @@ class Search:
         if not is_frozen(store, self.config):
             earlier = check_earlier(self.config, self.runs, self._space, self._splits)
             notes += freeze_earlier(store, earlier, self.config, self._space)
+        freeze_weights(store, self.config)
         with contextlib.ExitStack() as stack:
             services = stack.enter_context(contextlib.closing(
                 Services(self.config, self._space, self._splits, preprocessing, store, is_local(self.address),

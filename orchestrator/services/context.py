@@ -1,20 +1,11 @@
 """What the stages of a run share: configuration, data, space, store, services, progress, and the stop flag."""
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any
 
-import numpy as np
 import ray
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from actors.data import Preprocessing, Splits
 from actors.remote import fetch
@@ -26,15 +17,13 @@ from orchestrator.prediction.predictor import LatencyPredictor
 from orchestrator.record.goals import Goal, read_goals, target_state, trial_latencies
 from orchestrator.record.metrics import RunMetrics
 from orchestrator.record.progress import Progress
-from orchestrator.record.store import RunStore, Trial, write_atomically, write_json
+from orchestrator.record.store import RunStore, Trial
 from orchestrator.services.services import Services
+from orchestrator.services.states import intact_state, state_name
 from searchspaces.catalogue import make_space
-from searchspaces.errors import StoreError
 from searchspaces.space import SearchSpace, Tokens
 
 POLL_S = 0.5
-DIGEST = "sha256"  # of the tensors, in the JSON beside them
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -140,61 +129,3 @@ def recorded_latencies(store: RunStore, target_id: str | None) -> dict[str, floa
     """Latency in ms by arch_id, measured on this target; {} for None."""
     table = store.latency.read(["arch_id", "target_id", "latency_ms", "error"]).to_pylist()
     return {row["arch_id"]: row["latency_ms"] for row in table if not row["error"] and row["target_id"] == target_id}
-
-
-def state_name(kind: str, label: str, config: Config) -> str:
-    """Of a checkpoint: a run with one target or goal needs no label in it."""
-    return kind if len(config.targets) == 1 else f"{kind}-{label}"
-
-
-def load_predictor(store: RunStore, config: Config, space: SearchSpace, label: str) -> LatencyPredictor | None:
-    """The target's predictor; None before it is fitted."""
-    name = state_name("predictor", label, config)
-    return LatencyPredictor.from_state(space, load_state(store, name)) if has_state(store, name) else None
-
-
-def save_state(store: RunStore, name: str, state: dict[str, Any]) -> None:
-    """A flat dictionary: tensors and arrays to NAME.safetensors, everything else to NAME.json."""
-    folder = store.path / "checkpoints"
-    tensors = {key: torch.as_tensor(value).contiguous() for key, value in state.items()
-               if isinstance(value, torch.Tensor | np.ndarray)}
-    content = save(tensors)
-    with write_atomically(folder / f"{name}.safetensors") as temporary:
-        temporary.write_bytes(content)
-    facts = {key: value for key, value in state.items() if key not in tensors}
-    write_json(folder / f"{name}.json", facts | {DIGEST: sha256(content).hexdigest()})
-
-
-def has_state(store: RunStore, name: str) -> bool:
-    return (store.path / "checkpoints" / f"{name}.json").exists()  # written last
-
-
-def load_state(store: RunStore, name: str) -> dict[str, Any]:
-    """What `save_state` wrote. StoreError if it is missing or damaged."""
-    folder = store.path / "checkpoints"
-    try:
-        facts = json.loads((folder / f"{name}.json").read_text())
-        content = (folder / f"{name}.safetensors").read_bytes()
-        digest = facts.pop(DIGEST, None)  # runs of earlier versions have none
-        if digest not in (None, sha256(content).hexdigest()):
-            raise ValueError("its tensors do not have the digest that was written")
-        return facts | load(content)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise StoreError(f"{folder / name}.* is missing or damaged ({error}); resume the run to make it "
-                         "again") from error
-
-
-def intact_state(store: RunStore, name: str) -> dict[str, Any] | None:
-    """What `save_state` wrote, None where there is nothing whole: what is damaged is set aside, to be made again."""
-    if not has_state(store, name):
-        return None
-    try:
-        return load_state(store, name)
-    except StoreError as error:
-        log.warning("%s.* in %s is damaged and set aside as *.damaged (%s)", name, store.path / "checkpoints",
-                    error.__cause__)
-        for suffix in ("json", "safetensors"):
-            file = store.path / "checkpoints" / f"{name}.{suffix}"
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(file, file.with_name(file.name + ".damaged"))
-        return None

@@ -24,8 +24,8 @@ from orchestrator.handover.generated import delivered_entries, record_entries
 from orchestrator.handover.models import HandOver, Workbench
 from orchestrator.record.goals import Goal, goal_model, read_goals, target_state
 from orchestrator.record.store import RunStore, read_json
-from orchestrator.services.context import load_predictor, load_state, state_name
 from orchestrator.services.distributions import recorded_distributions
+from orchestrator.services.states import load_predictor, load_state, state_name
 from searchspaces.space import SearchSpace, Tokens
 
 

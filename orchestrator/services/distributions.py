@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.config import Config
+from orchestrator.controllers.catalogue import check_controller_options, controller_class
 from orchestrator.record.goals import Goal
 from orchestrator.record.store import RunStore
-from orchestrator.services.context import RunContext, intact_state, load_state, save_state
-from orchestrator.services.recipes import own_training
+from orchestrator.services.context import RunContext
+from orchestrator.services.recipes import trains_itself
+from orchestrator.services.states import intact_state, load_state, save_state
 
 NAME = "distribution"
-Logits = tuple[NDArray[np.float64], ...]    # one per token position
+Logits = tuple[NDArray[np.float64], ...]    # one per decision
 
 
 def save_distributions(run: RunContext) -> None:
@@ -29,22 +31,25 @@ def save_distributions(run: RunContext) -> None:
 
 
 def distributions(run: RunContext, goal: Goal) -> tuple[Logits, ...]:
-    """One per budget of the goal, in its order; () where the controller brings no training of its own."""
-    if own_training(run.config, run.goals) is None:
+    """One per budget (or space) of the goal, in its order; () where the controller brings no training of its own."""
+    if not trains_itself(run.config):
         return ()
     if intact_state(run.store, NAME) is None:
         run.progress.note("the learned distributions are damaged or missing: they are read from the supernet again")
         save_distributions(run)
-    return of_goal(load_state(run.store, NAME), run.goals, goal)
+    return of_goal(load_state(run.store, NAME), run.config, run.goals, goal)
 
 
 def recorded_distributions(store: RunStore, config: Config, goals: Sequence[Goal], goal: Goal) -> tuple[Logits, ...]:
     """The same of a finished run, whose supernet is not running."""
-    return () if own_training(config, goals) is None else of_goal(load_state(store, NAME), goals, goal)
+    return of_goal(load_state(store, NAME), config, goals, goal) if trains_itself(config) else ()
 
 
-def of_goal(state: Mapping[str, Any], goals: Sequence[Goal], goal: Goal) -> tuple[Logits, ...]:
-    first = sum(len(other.budgets_ms) for other in goals[:goals.index(goal)])
-    positions = len([name for name in state if name.startswith("0.")])
-    return tuple(tuple(np.asarray(state[f"{b}.{e}"], dtype=np.float64) for e in range(positions))
-                 for b in range(first, first + len(goal.budgets_ms)))
+def of_goal(state: Mapping[str, Any], config: Config, goals: Sequence[Goal], goal: Goal) -> tuple[Logits, ...]:
+    name, options = config.controller.name, config.controller.options
+    kind, settings = controller_class(name), check_controller_options(name, options)
+    counts = [kind.distributions(settings, other.budgets_ms) for other in goals]
+    at = goals.index(goal)
+    first, rows = sum(counts[:at]), len([key for key in state if key.startswith("0.")])
+    return tuple(tuple(np.asarray(state[f"{b}.{e}"], dtype=np.float64) for e in range(rows))
+                 for b in range(first, first + counts[at]))

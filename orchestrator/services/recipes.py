@@ -1,7 +1,7 @@
 """What the configuration means to the services: settings of the actors, folders, and the CPUs that a run holds."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from actors.data import Augmentation, Images
@@ -10,10 +10,12 @@ from actors.supernet.actor import SupernetSettings
 from orchestrator.cluster.embedded import usable_cores
 from orchestrator.config import Config
 from orchestrator.controllers.catalogue import check_controller_options, controller_class
+from orchestrator.controllers.controller import LatencyModel
 from orchestrator.data.accuracy import Recipe, TrainingAccuracy
 from orchestrator.record.goals import Goal
 from orchestrator.record.store import RunStore
 from searchspaces.errors import ConfigError
+from searchspaces.space import SearchSpace
 from searchspaces.training.sandwich import SandwichSettings
 from searchspaces.training.training import TrainingMethod
 from searchspaces.training.weights import WeightSettings
@@ -46,20 +48,28 @@ def proxy_settings(config: Config, epochs: int) -> ProxySettings:
                          calibration_images=config.search.calibration_images)
 
 
-def own_training(config: Config, goals: Sequence[Goal]) -> TrainingMethod | None:
-    """How the controller has the supernet trained; None where that is up to section `supernet`."""
-    if config.accuracy.source != "supernet":
+def trains_itself(config: Config) -> bool:
+    """Does the controller bring its own training of the supernet?"""
+    return config.accuracy.source == "supernet" and controller_class(config.controller.name).trains_supernet
+
+
+def own_training(config: Config, goals: Sequence[Goal], latency: Mapping[str, LatencyModel]) -> TrainingMethod | None:
+    """How the controller has the supernet trained; None where that is up to section `supernet`. `latency` by label of
+    the goal."""
+    if not trains_itself(config):
         return None
     name, s = config.controller.name, config.supernet
     return controller_class(name).training(
         check_controller_options(name, config.controller.options), {goal.label: goal.budgets_ms for goal in goals},
-        WeightSettings(lr=s.learning_rate, weight_decay=s.weight_decay), s.workers)
+        WeightSettings(lr=s.learning_rate, weight_decay=s.weight_decay), s.workers, latency)
 
 
-def check_training(config: Config, train: Images) -> None:
+def check_training(config: Config, train: Images, space: SearchSpace) -> None:
     """ConfigError where the controller's own training of the supernet cannot work, before anything starts."""
     name = config.controller.name
-    method = own_training(config, [Goal("any", (), (1.0,))])
+    method = own_training(config, [Goal("any", (), (1.0,))], {})
+    if method is not None:
+        method.check(space)
     share = 0.0 if method is None else method.held_out_share
     count, batch = round(share * len(train)), config.supernet.batch_size
     if share and min(count, len(train) - count) < batch:
@@ -68,10 +78,12 @@ def check_training(config: Config, train: Images) -> None:
                           "controller.validation, or lower supernet.batch_size")
 
 
-def supernet_settings(config: Config, goals: Sequence[Goal]) -> SupernetSettings:
-    """The actor's settings from the configuration's section; `goals` for a controller that trains for its budgets."""
+def supernet_settings(config: Config, goals: Sequence[Goal] = (),
+                      latency: Mapping[str, LatencyModel] | None = None) -> SupernetSettings:
+    """The actor's settings from the configuration's section; `goals` and their latency models for a controller that
+    trains for its budgets."""
     s = config.supernet
-    training = own_training(config, goals) or SandwichSettings(
+    training = own_training(config, goals, latency or {}) or SandwichSettings(
         lr=s.learning_rate, weight_decay=s.weight_decay, sampler=s.sampler, subnets=s.subnets,
         distill_weight=s.distillation)
     return SupernetSettings(training=training, epochs=s.epochs, batch_size=s.batch_size, seed=config.seed,

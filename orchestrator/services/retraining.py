@@ -24,8 +24,9 @@ from actors.rollout.trainer import retrained_weights, submit_retraining
 from orchestrator.config import Config
 from orchestrator.data.accuracy import Recipe
 from orchestrator.record.store import RunStore
-from orchestrator.services.context import POLL_S, RunContext, intact_state, load_state, save_state
+from orchestrator.services.context import POLL_S, RunContext
 from orchestrator.services.recipes import proxy_settings
+from orchestrator.services.states import intact_state, load_state, save_state
 from searchspaces.errors import ClusterError, EvaluationError
 from searchspaces.network import GraphNetwork
 from searchspaces.space import SearchSpace, Tokens

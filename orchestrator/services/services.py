@@ -32,13 +32,19 @@ from orchestrator.cluster.gpus import PER_GPU, GpuOffer, places, rollout_share, 
 from orchestrator.cluster.joining import total_cpus
 from orchestrator.cluster.waiting import devices_when_there
 from orchestrator.config import Config
-from orchestrator.controllers.catalogue import controller_class
-from orchestrator.controllers.controller import Proposal
+from orchestrator.controllers.controller import LatencyModel, Proposal
 from orchestrator.data.accuracy import Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.data.sources import read_table
-from orchestrator.record.goals import Goal, read_goals, target_state
+from orchestrator.record.goals import Goal, goal_model, read_goals, target_state
 from orchestrator.record.store import RunStore
-from orchestrator.services.recipes import controller_cpus, knowledge_folder, proxy_settings, supernet_settings
+from orchestrator.services.recipes import (
+    controller_cpus,
+    knowledge_folder,
+    proxy_settings,
+    supernet_settings,
+    trains_itself,
+)
+from orchestrator.services.states import load_predictor
 from searchspaces.space import SearchSpace
 
 log = logging.getLogger(__name__)
@@ -173,17 +179,20 @@ class Services:
     def _supernet_service(self) -> SupernetService:
         self.begin_training()
         if self._supernet is None:
-            settings = replace(supernet_settings(self._config, self._trained_for()),
-                               num_gpus=self._supernet_gpus())
+            settings = replace(supernet_settings(self._config, *self.trained_for()), num_gpus=self._supernet_gpus())
             self._supernet = SupernetService(
                 self._space, self._splits.train, self._preprocessing, settings, self._store.path / "checkpoints",
                 name=f"supernet-{self._store.name}", check=self._check)
         return self._supernet
 
-    def _trained_for(self) -> list[Goal]:
-        """The goals, where the controller trains the supernet for them."""
-        own = controller_class(self._config.controller.name).trains_supernet
-        return read_goals(self._store, self._config) if own else []
+    def trained_for(self) -> tuple[list[Goal], dict[str, LatencyModel]]:
+        """The goals and their latency models, where the controller trains the supernet for them."""
+        if not trains_itself(self._config):
+            return [], {}
+        goals, labels = read_goals(self._store, self._config), self._config.labels
+        found = {label: load_predictor(self._store, self._config, self._space, label) for label in labels}
+        models: dict[str, LatencyModel] = {label: model for label, model in found.items() if model is not None}
+        return goals, {goal.label: goal_model(goal, models) for goal in goals}
 
     def _evaluator_factory(self) -> Callable[[], Evaluator]:
         accuracy = self._config.accuracy

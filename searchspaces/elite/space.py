@@ -8,18 +8,19 @@ for all of it go on (`EliteSupernet.base`).
 """
 from __future__ import annotations
 
+import difflib
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from searchspaces.bins import BinGroup, possible_tokens
-from searchspaces.errors import SpaceError
+from searchspaces.errors import ConfigError, SpaceError
 from searchspaces.graph import Graph
 from searchspaces.space import Choice, SearchSpace, Tokens
 
@@ -188,3 +189,27 @@ def restricted(space: SearchSpace, groups: Sequence[BinGroup],
         for i, position in enumerate(group.positions):
             left[position] = tuple(sorted({token for b in bins for token in group.bins[b][i]}))
     return left
+
+
+def ranges_of_tokens(space: SearchSpace, tokens: Sequence[Collection[int]]) -> dict[str, list[int | float | str]]:
+    """By name of a position the values that are left to it, where that is not all of them."""
+    return {choice.name: [choice.values[token] for token in sorted(of_one)]
+            for choice, of_one in zip(space.choices, tokens) if len(of_one) < len(choice.values)}
+
+
+def tokens_of_ranges(space: SearchSpace, ranges: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """The inverse; positions that are not named keep what is possible. ConfigError names what the space does not have.
+    """
+    names = [choice.name for choice in space.choices]
+    for name, values in ranges.items():
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"its positions are {', '.join(names[:12])}"
+            raise ConfigError(f"ranges name '{name}', which is no position of {space.space_id}; {hint}")
+        known = space.choices[names.index(name)].values
+        wrong = [value for value in values if value not in known] if isinstance(values, list | tuple) else [values]
+        if wrong or not values:
+            raise ConfigError(f"the range of {name} is {values!r}; give a list of some of {list(known)}")
+    left = [tuple(int(token) for token in np.flatnonzero(allowed)) for allowed in possible_tokens(space)]
+    return [tuple(sorted(choice.values.index(value) for value in ranges[choice.name])) if choice.name in ranges else of
+            for choice, of in zip(space.choices, left)]

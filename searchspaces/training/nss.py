@@ -28,10 +28,12 @@ from searchspaces.supernet import Supernet
 from searchspaces.training.estimators import entropies
 from searchspaces.training.spaces import (
     Cost,
+    SpaceCosts,
     SpaceOfSpaces,
     deviation,
     exact_madds,
     full_probability,
+    madds_of,
     relaxed,
     sampled_mean,
     straight_through,
@@ -91,6 +93,16 @@ class NssSettings:
             if not good:
                 raise ConfigError(f"{name} of nss is {value}; {allowed}")
 
+    def check(self, space: SearchSpace) -> None:
+        spaces = SpaceOfSpaces(space)
+        madds = [aim.target for aim in self.aims if not aim.label]
+        low, high = SpaceCosts(spaces, None, 0).reachable() if madds else (0.0, 0.0)
+        for target in madds:
+            if not low <= target <= high:
+                raise ConfigError(f"controller.madds_m {target / 1e6:g} is out of reach: the mean multiply-adds of a "
+                                  f"space inside {space.space_id} lie between {low / 1e6:.4g} and {high / 1e6:.4g} "
+                                  "million; choose a target between them, or another space")
+
     def start(self, supernet: Supernet, schedule: Schedule) -> NssTraining:
         return NssTraining(supernet, self, schedule)
 
@@ -105,6 +117,7 @@ class NssTraining(Training):
         self.settings, self.schedule = settings, schedule
         self.steps_done = 0
         self.spaces = SpaceOfSpaces(supernet.space)
+        self.targets = [self._target(aim) for aim in settings.aims]
         self._full_T = supernet.space.extremes()[1]
         self._warm_up = warm_up_epochs(settings.warm_up, schedule.epochs) * schedule.steps_per_epoch
         self.theta = [[nn.Parameter(torch.zeros(len(group), dtype=torch.float64)) for group in self.spaces.groups]
@@ -113,6 +126,12 @@ class NssTraining(Training):
                                        weight_decay=settings.weight_decay) for theta in self.theta]
         self._weights = WeightOptimizer(self.supernet, settings.weights, schedule.steps)
         self._counts = [np.zeros(size, dtype=np.int64) for size in supernet.space.vocabulary_sizes]
+
+    def _target(self, aim: SpaceAim) -> float:
+        """The aim's, or the nearest mean cost that a space can have: a budget may be fine for some network, and yet be
+        below the mean of every space."""
+        return SpaceCosts(self.spaces, self.settings.latency[aim.label] if aim.label else None,
+                          self.schedule.seed).nearest(aim.target)
 
     def step(self, batch: Batch, held_out: Batch | None = None) -> dict[str, float]:
         assert held_out is not None, "NSS needs held-out images"
@@ -159,7 +178,7 @@ class NssTraining(Training):
         """(a): the distribution of aim `turn` learns, the weights do not."""
         settings, theta = self.settings, self.theta[turn]
         weights = self._draw(turn, "architecture")
-        cost = deviation(self._mean_cost(settings.aims[turn], weights), settings.aims[turn].target, settings.hinge)
+        cost = deviation(self._mean_cost(settings.aims[turn], weights), self.targets[turn], settings.hinge)
         total, task = settings.cost_weight * cost, torch.zeros(())
         if settings.task_weight:
             images, labels = self._laid_out(held_out)
@@ -257,11 +276,6 @@ class NssTraining(Training):
                     names = [name for name in ("step", "exp_avg", "exp_avg_sq") if f"adam.{a}.{k}.{name}" in state]
                     if names:
                         adam.state[logits] = {name: state[f"adam.{a}.{k}.{name}"].clone() for name in names}
-
-
-def madds_of(space: SearchSpace) -> Cost:
-    """Multiply-adds as a cost."""
-    return lambda tokens_NT: space.cost(tokens_NT)[0].astype(np.float64)
 
 
 def warm_up_epochs(share: float, epochs: int) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from searchspaces.errors import ConfigError
 from searchspaces.network import input_of
-from searchspaces.space import Tokens
+from searchspaces.space import SearchSpace, Tokens
 from searchspaces.supernet import Supernet
 from searchspaces.training.sampling import sandwich, strict_fair
 from searchspaces.training.training import Batch, Schedule, Training
@@ -61,6 +61,9 @@ class SandwichSettings:
     @property
     def held_out_share(self) -> float:
         return 0.0
+
+    def check(self, space: SearchSpace) -> None:
+        """Every space with a supernet will do."""
 
     def start(self, supernet: Supernet, schedule: Schedule) -> SandwichTraining:
         return SandwichTraining(supernet, self, schedule)

@@ -24,6 +24,8 @@ from searchspaces.space import SearchSpace, Tokens
 Cost = Callable[[Tokens], NDArray[np.float64]]      # multiply-adds or ms, [N] for int8[N, T]
 Members = list[list[list[int]]]                     # [group][bin][i]: token of the group's i-th position
 Weights = Sequence[Tensor]                          # [B_k] per group, each on the simplex
+MEMBERS = 1000      # of a space whose mean cost has no closed form
+SWEEPS = 3          # over the groups, for the cheapest and the dearest space
 
 
 def temperature(epoch: int, epochs: int, first: float, last: float) -> float:
@@ -171,6 +173,54 @@ def sampled_mean(spaces: SpaceOfSpaces, weights: Weights, cost: Cost, samples: i
 def _simplex(g: Tensor) -> NDArray[np.float64]:
     p = g.detach().double().numpy()
     return np.asarray(p / p.sum())
+
+
+class SpaceCosts:
+    """Mean costs of spaces, one bin per group: multiply-adds (`cost` None) in closed form where there is one, else of
+    members that are always the same."""
+
+    def __init__(self, spaces: SpaceOfSpaces, cost: Cost | None, seed: int) -> None:
+        self.spaces, self._cost, self._seed = spaces, cost, seed
+
+    def mean(self, bins: Sequence[int]) -> float:
+        if self._cost is None:
+            one_hot = [torch.nn.functional.one_hot(torch.tensor(b), len(group)).double()
+                       for b, group in zip(bins, self.spaces.groups)]
+            exact = exact_madds(self.spaces, one_hot)
+            if exact is not None:
+                return float(exact)
+        rng = np.random.default_rng([self._seed, *bins])
+        rows = self.spaces.sample(rng, np.tile(np.array(bins), (MEMBERS, 1)))
+        cost = self._cost or madds_of(self.spaces.space)
+        return float(cost(self.spaces.space.canonical(rows)).mean())
+
+    def reachable(self) -> tuple[float, float]:
+        """Mean costs of the cheapest and the dearest space, each found group by group."""
+        return self._end(1), self._end(-1)
+
+    def nearest(self, target: float) -> float:
+        """The target, or the end of the reachable range that is nearest to it."""
+        low, high = self.reachable()
+        return min(max(target, low), high)
+
+    def _end(self, sign: int) -> float:
+        bins = [0] * len(self.spaces.groups)
+        best = sign * self.mean(bins)
+        for _ in range(SWEEPS):
+            before = list(bins)
+            for k, group in enumerate(self.spaces.groups):
+                for b in range(len(group)):
+                    other = [*bins[:k], b, *bins[k + 1:]]
+                    if (found := sign * self.mean(other)) < best:
+                        best, bins = found, other
+            if bins == before:
+                break
+        return sign * best
+
+
+def madds_of(space: SearchSpace) -> Cost:
+    """Multiply-adds as a cost."""
+    return lambda tokens_NT: space.cost(tokens_NT)[0].astype(np.float64)
 
 
 def deviation(mean: Tensor, target: float, hinge: bool) -> Tensor:

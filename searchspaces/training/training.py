@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from searchspaces.space import Tokens
+from searchspaces.space import SearchSpace, Tokens
 from searchspaces.supernet import Supernet
 
 Batch = tuple[Tensor, Tensor]       # images float[B, C, H, W], labels int64[B]
@@ -101,5 +101,8 @@ class TrainingMethod(Protocol):
     @property
     def held_out_share(self) -> float:
         """Share of the training images that `step` gets as `held_out`; 0: none."""
+
+    def check(self, space: SearchSpace) -> None:
+        """ConfigError or SpaceError where the method cannot train a supernet of this space."""
 
     def start(self, supernet: Supernet, schedule: Schedule) -> Training: ...

@@ -76,6 +76,9 @@ class UnasSettings:
             if not good:
                 raise ConfigError(f"{name} of unas is {value}; {ALLOWED[name]}")
 
+    def check(self, space: SearchSpace) -> None:
+        """Every space with a supernet will do."""
+
     def start(self, supernet: Supernet, schedule: Schedule) -> UnasTraining:
         return UnasTraining(supernet, self, schedule)
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from orchestrator.controllers.baselines.answers import TrialAnswers
-from orchestrator.controllers.controller import Answer, Controller, Observation, Proposal, Task
+from orchestrator.controllers.controller import Answer, Controller, LatencyModel, Observation, Proposal, Task
 from orchestrator.controllers.unas.blackbox import BlackBoxUnas
 from orchestrator.controllers.unas.derived import DerivedUnas
 from orchestrator.controllers.unas.settings import UnasOptions
@@ -35,7 +35,7 @@ class Unas(Controller):
 
     @classmethod
     def training(cls, settings: Any, budgets_ms: Mapping[str, Sequence[float]], weights: WeightSettings,
-                 workers: int) -> TrainingMethod | None:
+                 workers: int, latency: Mapping[str, LatencyModel]) -> TrainingMethod | None:
         return training_settings(settings, budgets_ms, weights, workers)
 
     def propose(self, n: int) -> list[Proposal]:

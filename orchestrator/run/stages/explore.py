@@ -17,15 +17,18 @@ from orchestrator.record.goals import goal_model
 from orchestrator.record.progress import Best
 from orchestrator.record.store import Trial
 from orchestrator.services.batchlog import BatchLog
-from orchestrator.services.context import POLL_S, Leaders, RunContext, save_state, state_name
+from orchestrator.services.context import POLL_S, Leaders, RunContext
 from orchestrator.services.distributions import distributions
+from orchestrator.services.elite import save_spaces
 from orchestrator.services.evaluation import record_trials
 from orchestrator.services.panel import Panel, nan_for_none
+from orchestrator.services.states import save_state, state_name
 from orchestrator.services.warmstart import earlier_runs, with_latencies
 
 
 def explore(run: RunContext) -> None:
     with contextlib.closing(replayed_panel(run)) as panel:
+        save_spaces(run, panel)
         _explore(run, panel)
 
 

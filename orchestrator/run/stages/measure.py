@@ -17,8 +17,9 @@ from orchestrator.prediction.predictor import LatencyPredictor
 from orchestrator.prediction.transfer import choose_to_measure
 from orchestrator.record.goals import make_goals, save_goals, target_state, update_target_state
 from orchestrator.record.records import latency_result
-from orchestrator.services.context import RunContext, RunTarget, save_state, state_name
+from orchestrator.services.context import RunContext, RunTarget
 from orchestrator.services.evaluation import measure_architectures
+from orchestrator.services.states import save_state, state_name
 from orchestrator.services.warmstart import earlier_devices, earlier_latencies
 from searchspaces.errors import BudgetError
 from searchspaces.space import SearchSpace, Tokens

@@ -15,6 +15,7 @@ import numpy as np
 from orchestrator.run.stages.collapse import collapsed
 from orchestrator.services.context import RunContext
 from orchestrator.services.distributions import save_distributions
+from orchestrator.services.elite import begin_with_inherited
 from orchestrator.services.evaluation import measure_architectures
 from searchspaces.space import Tokens
 
@@ -29,6 +30,7 @@ def train(run: RunContext) -> None:
         run.progress.note(f"accuracies come from {source}: no supernet is trained")
         run.store.update_state(weights_version=0)
         return
+    begin_with_inherited(run)
     version = train_epochs(run)
     save_distributions(run)
     run.store.update_state(weights_version=version)
@@ -45,7 +47,7 @@ def train_epochs(run: RunContext) -> int:
         latencies = {label: measured(run, label, rows_NT) for label, rows_NT in wishes.items()}
         supernet = run.services.supernet()      # measuring may have ended it, where both want the same GPU
         status = run.wait(supernet.train_epoch.remote(latencies))
-        _record(run, status, run.wait(supernet.distribution.remote()) if wishes else {})
+        _record(run, status, run.wait(supernet.distribution.remote()))
     return int(status["version"])
 
 

@@ -24,8 +24,9 @@ from orchestrator.data.accuracy import TrainingAccuracy
 from orchestrator.prediction.predictor import LatencyPredictor
 from orchestrator.record.goals import read_goals
 from orchestrator.record.store import RunStore, Trial
-from orchestrator.services.context import data_and_space, load_state
+from orchestrator.services.context import data_and_space
 from orchestrator.services.panel import observation
+from orchestrator.services.states import load_state
 from orchestrator.services.warmstart import earlier_runs, with_latencies
 from searchspaces.mnas.space import MnasS16
 from searchspaces.space import SearchSpace

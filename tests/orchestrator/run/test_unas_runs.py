@@ -13,7 +13,7 @@ from orchestrator.config import parse_config
 from orchestrator.record.store import RunStore, read_json
 from orchestrator.run.search import Search
 from orchestrator.run.stages.collapse import collapsed
-from orchestrator.services.context import load_state
+from orchestrator.services.states import load_state
 from searchspaces.errors import ConfigError
 from tests.orchestrator.run.test_search import TINY, finish, stage, start, when
 

@@ -15,7 +15,8 @@ from orchestrator.config import Config
 from orchestrator.data.datasets import DataSettings, load_dataset
 from orchestrator.interrupt import StopFlag
 from orchestrator.record.store import RunStore
-from orchestrator.services.context import RunContext, intact_state, load_state, save_state
+from orchestrator.services.context import RunContext
+from orchestrator.services.states import intact_state, load_state, save_state
 from searchspaces.errors import StoreError
 from tests.actors.tinyspace import TinySpace
 

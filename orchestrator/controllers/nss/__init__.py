@@ -1,0 +1,1 @@
+"""NSS: searches the search space (specification nss)."""

@@ -1,0 +1,137 @@
+"""Spaces that a search for spaces found, on their way to other runs: `elite.json`, and the weights trained with them.
+
+A run with `space: {name: elite, run: RUN}` takes over both when it begins, and needs RUN no more: its configuration
+says the ranges in full, and the weights are copied.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors.supernet.actor import NAME, load_weights
+from actors.supernet.checkpoints import read_newest, write_checkpoint
+from orchestrator.config import Config, Plugin, load_config
+from orchestrator.record.store import RunStore, find_run, read_json, write_json
+from orchestrator.services.context import RunContext
+from orchestrator.services.panel import Panel
+from orchestrator.services.recipes import supernet_settings
+from orchestrator.services.states import intact_state, save_state
+from searchspaces.catalogue import ELITE, make_space
+from searchspaces.elite.found import FoundSpace
+from searchspaces.elite.space import ranges_of_tokens, restricted
+from searchspaces.elite.supernet import EliteSupernet
+from searchspaces.errors import ConfigError, StoreError
+from searchspaces.training.spaces import SpaceOfSpaces
+from searchspaces.training.training import Schedule
+from searchspaces.training.weights import fitting
+
+FILE, FORMAT = "elite.json", 1
+INHERITED = "inherited"     # the checkpoint of weights that another run trained
+
+
+# --- what a run found -------------------------------------------------------------------------------------------------
+
+
+def save_spaces(run: RunContext, panel: Panel) -> None:
+    """Writes what the controllers found, and says it; does nothing for controllers that search for networks."""
+    found = [(goal.label, space) for goal, controller in zip(panel.goals, panel.controllers)
+             for space in controller.spaces_found()]
+    if not found:
+        return
+    groups = SpaceOfSpaces(run.space).groups
+    write_json(run.store.path / FILE, {
+        "format": FORMAT, "space": run.config.space.model_dump(mode="json"), "space_id": run.space.space_id,
+        "classes": run.space.classes, "channels": run.space.channels,
+        "groups": [{"name": group.name, "labels": list(group.labels)} for group in groups],
+        "spaces": [{"goal": label, **space.as_json()} for label, space in found]})
+    for _, space in found:
+        run.progress.note(space.text(groups))
+
+
+def read_spaces(folder: Path) -> dict[str, Any]:
+    """What `save_spaces` wrote. StoreError where there is none, or that of another version."""
+    if not (folder / FILE).exists():
+        raise StoreError(f"run '{folder.name}' has found no spaces yet; name a run with controller nss that has "
+                         f"trained its supernet, or go on with it: paretoray resume {folder.name}")
+    found = read_json(folder / FILE)
+    if found.get("format") != FORMAT:
+        raise StoreError(f"{folder / FILE} is of format {found.get('format')!r}, this version reads {FORMAT}; search "
+                         "the spaces again with this version")
+    return dict(found)
+
+
+# --- what another run takes over --------------------------------------------------------------------------------------
+
+
+def with_ranges(config: Config, runs: Path) -> Config:
+    """The configuration with the ranges of the run that `space.run` names, in full; as it is where it has them or names
+    none."""
+    options = config.space.options
+    if config.space.name != ELITE or options.get("run") is None or "base" in options:
+        return config
+    folder = find_run(runs, str(options["run"]))
+    found = read_spaces(folder)
+    base = load_config(folder / "config.yaml").space
+    space = make_space(base.name, classes=found["classes"], channels=found["channels"], options=base.options)
+    if space.space_id != found["space_id"]:
+        raise StoreError(f"run '{folder.name}' searched {found['space_id']}, which this version builds as "
+                         f"{space.space_id}; search the spaces again with this version")
+    ranges = ranges_of_tokens(space, _tokens(space, found["spaces"], options.get("aim"), folder.name))
+    resolved = {"run": str(folder.resolve()), "base": base.model_dump(mode="json"), "ranges": ranges}
+    return config.model_copy(update={"space": Plugin(name=ELITE, **resolved)})
+
+
+def _tokens(space: Any, found: Sequence[dict[str, Any]], aim: int | None, name: str) -> list[tuple[int, ...]]:
+    """Tokens left to each position: by one of the spaces, or by all of them together."""
+    if aim is not None and not 0 <= aim < len(found):
+        raise ConfigError(f"space.aim is {aim}; run '{name}' found {len(found)} spaces, so it must lie in "
+                          f"0..{len(found) - 1}")
+    chosen = [FoundSpace.from_json({key: value for key, value in one.items() if key != "goal"})
+              for i, one in enumerate(found) if aim in (None, i)]
+    return restricted(space, SpaceOfSpaces(space).groups, [set(bins) for bins in zip(*(one.bins for one in chosen))])
+
+
+def check_inheritance(config: Config, classes: int, channels: int) -> None:
+    """ConfigError where the weights of `space.run` are of another dataset's shape."""
+    folder = inherited_from(config)
+    if folder is None or not (folder / FILE).exists():
+        return
+    found = read_spaces(folder)
+    if (found["classes"], found["channels"]) != (classes, channels):
+        raise ConfigError(f"run '{folder.name}' trained for {found['classes']} classes and {found['channels']} "
+                          f"channels, the dataset has {classes} and {channels}; use the same dataset, or leave out space.run and "
+                          "give base and ranges, as the run's config.yaml has them")
+
+
+def inherited_from(config: Config) -> Path | None:
+    run = config.space.options.get("run") if config.space.name == ELITE else None
+    return None if run is None else Path(str(run))
+
+
+def freeze_weights(store: RunStore, config: Config) -> None:
+    """Copies the weights of `space.run` into this run's folder, once."""
+    folder = inherited_from(config)
+    if folder is not None and config.accuracy.source == "supernet" and intact_state(store, INHERITED) is None:
+        save_state(store, INHERITED, dict(load_weights(folder / "checkpoints")[1]))
+
+
+def begin_with_inherited(run: RunContext) -> None:
+    """Makes the inherited weights the supernet's first checkpoint, of epoch 0; does nothing where there is one."""
+    folder = run.store.path / "checkpoints"
+    if inherited_from(run.config) is None or read_newest(folder, NAME) is not None:
+        return
+    weights = intact_state(run.store, INHERITED)
+    if weights is None:
+        run.progress.note("the inherited weights are missing or damaged: the supernet starts afresh")
+        return
+    supernet = run.space.make_supernet()
+    assert isinstance(supernet, EliteSupernet)
+    with fitting(supernet):
+        supernet.base.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
+    method = supernet_settings(run.config, *run.services.trained_for()).training
+    training = method.start(supernet, Schedule(run.config.supernet.epochs, 1, run.config.seed))
+    write_checkpoint(folder, NAME, 0, training.state_dict(), {
+        "space_id": run.space.space_id, "epoch": 0, "version": 0, "step": 0, "progress": {}})
