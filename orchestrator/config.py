@@ -169,6 +169,17 @@ class SearchSettings(Section):
         "longest wait for one call to a rollout worker, which may be one whole training"))
 
 
+class NarrowSettings(Section):
+    """A search for spaces that comes first: NSS trains the supernet of `space` and finds the part of it in which the
+    search itself then stays, with the weights it trained."""
+
+    epochs: int = Field(30, ge=1, le=100_000, description="passes over the training images of the search for spaces")
+    evaluations: int = Field(60, ge=1, le=MANY, description="networks inside and outside the spaces found, to "
+                                                            "compare them")
+    aim: int | None = Field(None, ge=0, le=1000, description="which of the spaces found, from 0; none: all together")
+    controller: AnyPlugin = Field(Plugin(name="nss"), description="what searches the spaces, with its options")
+
+
 class DeliverySettings(Section):
     """What happens to a chosen architecture before it is handed over."""
 
@@ -204,6 +215,7 @@ class Config(Section):
         "earlier runs, by name or path, whose trials and latencies are used"))
     data: DataSettings = Field(DataSettings(), description="the images")
     space: AnyPlugin = Field(Plugin(name="mobilenetv3-s16"), description="what can be built")
+    narrow: NarrowSettings | None = Field(None, description="search the space first, and stay in what is found")
     targets: list[AnyTarget] = Field([TargetPlugin(name="onnx_cpu")], min_length=1, max_length=100, description=(
         "devices to find networks for; `target: NAME` is short for a list of one"))
     budgets: Annotated[BudgetSettings, BeforeValidator(_by_target)] = Field(

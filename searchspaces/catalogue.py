@@ -50,7 +50,8 @@ def space_class(name: str) -> type[SearchSpace]:
         close = difflib.get_close_matches(name, SPACES, n=1, cutoff=0.3)
         hint = f"did you mean '{close[0]}'? " if close else ""
         known = ", ".join(sorted([*SPACES, ELITE]))
-        raise ConfigError(f"there is no search space '{name}'; {hint}choose one of {known}, or your own as module:Class")
+        raise ConfigError(f"there is no search space '{name}'; {hint}choose one of {known}, or your own as "
+                          "module:Class")
     return SPACES[name]
 
 

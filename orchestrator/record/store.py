@@ -29,6 +29,7 @@ from searchspaces.errors import StoreError
 
 log = logging.getLogger(__name__)
 
+NARROW = "narrow"       # the run inside a run's folder that searched its space first
 RUNS = Path("runs")     # where run folders lie unless --runs says otherwise
 TRIAL_SCHEMA = pa.schema([
     ("sequence", pa.int64()), ("arch_id", pa.string()), ("tokens", pa.list_(pa.int8())), ("space_id", pa.string()),
@@ -234,6 +235,8 @@ class RunStore:
 
     def lock(self) -> None:
         """Claims the run for this process; released by the system when the process ends, however it ends."""
+        if self._lock is not None:
+            return
         handle = (self.path / "lock").open("w")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -248,14 +251,19 @@ class RunStore:
     @property
     def recorded(self) -> bool:
         """Is there anything that a resumed run would not do again: a latency, a trial, a checkpoint?"""
-        checkpoints = self.path / "checkpoints"
-        return self.latency.rows + self.trials.rows > 0 or (checkpoints.exists() and any(checkpoints.iterdir()))
+        checkpoints, inner = self.path / "checkpoints", self.path / NARROW
+        return (self.latency.rows + self.trials.rows > 0 or (checkpoints.exists() and any(checkpoints.iterdir()))
+                or (inner.exists() and RunStore(inner).recorded))
 
     def discard(self) -> None:
         """Removes the folder, by whoever holds its lock. Only for a run that recorded nothing."""
         assert self._lock is not None and not self.recorded
         remove_folder(self.path)
         self._lock.close()
+
+    def replace_config(self, config_text: str) -> None:
+        """The configuration, once what it left open is found."""
+        write_text(self.path / "config.yaml", config_text)
 
     def append_trials(self, trials: Sequence[Trial]) -> None:
         self.trials.append([asdict(trial) for trial in trials])

@@ -30,8 +30,9 @@ from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.record.goals import target_state
 from orchestrator.record.metrics import RunMetrics
 from orchestrator.record.progress import Progress
-from orchestrator.record.store import RunStore, run_path
+from orchestrator.record.store import NARROW, RunStore, run_path
 from orchestrator.report.page import write_report
+from orchestrator.run.narrow import narrowed, narrowing
 from orchestrator.run.repair import repair
 from orchestrator.run.stages.deliver import deliver
 from orchestrator.run.stages.explore import explore
@@ -46,13 +47,15 @@ from searchspaces.errors import BudgetError, ClusterError
 
 
 class Stage(Enum):
-    """MEASURE -> TRAIN -> SEARCH -> DELIVER -> DONE.
+    """NARROW -> MEASURE -> TRAIN -> SEARCH -> DELIVER -> DONE.
 
+    NARROW is a whole search for spaces in a run of its own, where the configuration asks for one (narrow.py).
     MEASURE needs no training, so a budget out of reach is refused in seconds. TRAIN is empty unless accuracies come
     from a supernet. From any stage an error, a signal or a kill leaves the run at that stage; `paretoray resume` enters
     it again.
     """
 
+    NARROW = "narrow"
     MEASURE = "measure"
     TRAIN = "train"
     SEARCH = "search"
@@ -69,8 +72,10 @@ class Search:
     """`Search(load_config("mine.yaml")).run()` from Python; the same object behind `paretoray search` and `resume`."""
 
     def __init__(self, config: Config, *, runs: Path = Path("runs"), name: str | None = None,
-                 address: str | None = None, console: Console | None = None, resumed: RunStore | None = None) -> None:
-        """`resumed`: the existing run to go on with, see `resume`."""
+                 address: str | None = None, console: Console | None = None, resumed: RunStore | None = None,
+                 outer: RunStore | None = None) -> None:
+        """`resumed`: the existing run to go on with, see `resume`. `outer`: the run that this one searches spaces for,
+        and that a user resumes."""
         self.config = config = with_ranges(config, runs)
         self.runs = runs
         self.address = address
@@ -85,23 +90,27 @@ class Search:
             check_options(target.name, target.options)
         check_controller_options(config.controller.name, config.controller.options)
         check_training(config, self._splits.train, self._space)
+        if config.narrow is not None:
+            check_controller_options(config.narrow.controller.name, config.narrow.controller.options)
+            check_training(narrowing(config), self._splits.train, self._space)
         if resumed is None:
             check_inheritance(config, self._space.classes, self._space.channels)
         if resumed is None:
             check_earlier(config, runs, self._space, self._splits)
-        self._new = resumed is None
+        self._new, self._outer = resumed is None, outer
         self._open: Callable[[], RunStore] = lambda: resumed or RunStore.create(
             runs, str(name), dump_config(config), environment())
 
     @classmethod
     def resume(cls, name: str, *, runs: Path = Path("runs"), address: str | None = None,
-               console: Console | None = None) -> Search:
+               console: Console | None = None, outer: RunStore | None = None) -> Search:
         """A search that goes on in the folder of an existing run, with that run's configuration."""
         store = RunStore.open(runs, name)
-        return cls(load_config(store.path / "config.yaml"), runs=runs, address=address, console=console, resumed=store)
+        return cls(load_config(store.path / "config.yaml"), runs=runs, address=address, console=console, resumed=store,
+                   outer=outer)
 
-    def run(self) -> list[Delivered]:
-        """Runs the stages that are left; returns what was handed over, one entry per budget.
+    def run(self, until: Stage = Stage.DONE) -> list[Delivered]:
+        """Runs the stages that are left, up to and without `until`; returns what was handed over, one entry per budget.
 
         Raises BudgetError at the end, after everything is written, if a budget of the user's got no model;
         ParetorayError for what a user can repair and Interrupted after Ctrl-C or SIGTERM: then a note on the error says
@@ -109,19 +118,38 @@ class Search:
         """
         store: RunStore | None = None
         try:
+            if self.config.narrow is not None:
+                store = self._narrow()
             slots, devices = slots_needed(self.config), local_devices(self.config, self.address)
             with connected(self.config.cluster, self.address, slots, devices, own_modules(self.config)) \
                     as watch, self.stop.installed():
                 opened = self._open()
                 opened.lock()
                 store = opened      # from here on there is something to resume
-                return self._run(store, watch)
+                return self._run(store, watch, until)
         except BaseException as error:
             if store is not None and (advice := self._advice(store, error)):
                 error.add_note(advice)
             raise
 
-    def _run(self, store: RunStore, watch: Watch) -> list[Delivered]:
+    def _narrow(self) -> RunStore:
+        """Searches the space first; this run's space is then what was found."""
+        store = self._open()
+        store.lock()
+        self._open = lambda: store
+        store.update_state(stage=Stage.NARROW.value)
+        begun = (store.path / NARROW / "config.yaml").exists()
+        inner = (Search.resume(NARROW, runs=store.path, address=self.address, console=self.console, outer=store)
+                 if begun else Search(narrowing(self.config), runs=store.path, name=NARROW, address=self.address,
+                                      console=self.console, outer=store))
+        inner.run(until=Stage.DELIVER)
+        self.config = with_ranges(narrowed(self.config, store.path / NARROW), self.runs)
+        self._splits, self._space = data_and_space(self.config)
+        store.replace_config(dump_config(self.config))
+        store.update_state(stage=Stage.MEASURE.value)
+        return store
+
+    def _run(self, store: RunStore, watch: Watch, until: Stage) -> list[Delivered]:
         preprocessing = Preprocessing.fit(self._splits.train, input_shape(self._space)[1])
         store.update_state(dataset=self._splits.name, classes=list(self._splits.classes),
                            channels=self._splits.channels)
@@ -145,14 +173,17 @@ class Search:
                 progress.note(note)
             repair(context)
             for stage, step in STEPS.items():
-                if _reached(store) is stage:
+                if _reached(store) is stage and stage is not until:
                     metrics.stage(stage.value)
                     store.event("stage", stage=stage.value)
                     watch.at_death(self._how_to_go_on(store, "was killed"))
                     step(context)
                     store.update_state(stage=_next(stage).value)
-            metrics.stage(Stage.DONE.value)
+            metrics.stage(_reached(store).value)
         watch.at_death("")
+        if _reached(store) is not Stage.DONE:
+            write_report(store.path, self._space)
+            return []
         entries = delivered_entries(store, self.config)
         progress.final_table(final_rows(entries))
         self.console.print(f"report: {write_report(store.path, self._space)}", highlight=False, soft_wrap=True)
@@ -168,6 +199,8 @@ class Search:
     def _advice(self, store: RunStore, error: BaseException) -> str:
         """What becomes of the run after this error; "" where there is nothing to say."""
         what = "stopped" if isinstance(error, Interrupted | KeyboardInterrupt) else "ended with an error"
+        if self._outer is not None:     # whose advice is the one to follow
+            return ""
         if self._new and not store.recorded:
             store.discard()
             return f"run {store.name} {what} before anything was recorded; its folder is removed"
@@ -177,7 +210,10 @@ class Search:
         return self._how_to_go_on(store, what)
 
     def _how_to_go_on(self, store: RunStore, what: str) -> str:
-        return (f"run {store.name} {what} in stage '{_reached(store).value}'; everything recorded is kept, go on with: "
+        stage = _reached(store).value
+        if self._outer is not None:
+            store, stage = self._outer, f"{Stage.NARROW.value}: {stage}"
+        return (f"run {store.name} {what} in stage '{stage}'; everything recorded is kept, go on with: "
                 f"{store.resume_command}")
 
     def _farewell(self, store: RunStore, progress: Progress, reason: str) -> tuple[int, list[str]]:

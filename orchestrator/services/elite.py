@@ -102,8 +102,8 @@ def check_inheritance(config: Config, classes: int, channels: int) -> None:
     found = read_spaces(folder)
     if (found["classes"], found["channels"]) != (classes, channels):
         raise ConfigError(f"run '{folder.name}' trained for {found['classes']} classes and {found['channels']} "
-                          f"channels, the dataset has {classes} and {channels}; use the same dataset, or leave out space.run and "
-                          "give base and ranges, as the run's config.yaml has them")
+                          f"channels, the dataset has {classes} and {channels}; use the same dataset, or leave out "
+                          "space.run and give base and ranges, as the config.yaml of a run that used it has them")
 
 
 def inherited_from(config: Config) -> Path | None:

@@ -1,0 +1,30 @@
+"""Searching the space before the networks (section `narrow`): the configuration of either search.
+
+The search for spaces is a run like any other, with a controller that finds spaces, in the folder `narrow` of the run.
+It ends before anything is delivered.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.config import Config, Plugin
+from orchestrator.data.accuracy import SupernetAccuracy
+from searchspaces.catalogue import ELITE
+
+
+def narrowing(config: Config) -> Config:
+    """Of the search for spaces: the same data, space, targets and budgets."""
+    narrow = config.narrow
+    assert narrow is not None, "this run does not search its space"
+    return config.model_copy(update={
+        "name": None, "narrow": None, "warm_start": [], "controller": narrow.controller,
+        "accuracy": SupernetAccuracy(),
+        "supernet": config.supernet.model_copy(update={"epochs": narrow.epochs}),
+        "search": config.search.model_copy(update={"evaluations": narrow.evaluations})})
+
+
+def narrowed(config: Config, found: Path) -> Config:
+    """Of the search for networks: inside what the run in folder `found` has found."""
+    assert config.narrow is not None, "this run does not search its space"
+    aim = {} if config.narrow.aim is None else {"aim": config.narrow.aim}
+    return config.model_copy(update={"narrow": None, "space": Plugin(name=ELITE, run=str(found.resolve()), **aim)})
