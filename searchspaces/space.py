@@ -30,6 +30,8 @@ from searchspaces.errors import SpaceError
 from searchspaces.graph import Graph
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from searchspaces.supernet import Supernet
 
 Tokens = NDArray[np.int8]
@@ -140,6 +142,11 @@ class SearchSpace(ABC):
         """(madds[N], params[N]), exact. Spaces with additive cost override this with table look-ups."""
         graphs = [self.graph(row) for row in tokens_NT]
         return np.array([g.madds for g in graphs], dtype=np.int64), np.array([g.params for g in graphs], dtype=np.int64)
+
+    def mean_madds(self, probabilities: Sequence[Tensor]) -> Tensor | None:
+        """Expected multiply-adds of independent draws, value v of position t with `probabilities[t][v]`, float[V_t];
+        exact and differentiable, where the space knows a closed form; None otherwise."""
+        return None
 
     def latency_features(self, tokens_NT: Tokens) -> NDArray[np.float32]:
         """float32[N, F], non-negative, larger means slower: multiply-adds, node and block counts per stage."""
