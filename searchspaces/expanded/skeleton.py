@@ -122,7 +122,7 @@ def _conv_bn(builder: GraphBuilder, x: str, name: str, out: int, kernel: int, st
 def _block(builder: GraphBuilder, x: str, stage: int, index: int, width: int, stride: int) -> str:
     """Two 3x3 convolutions beside the shortcut, which the first block of a stage projects."""
     name = f"stage{stage}.block{index}"
-    builder.begin_block(name, stage, f"residual 3x3 {width}", kernel=3, channels=width, stride=stride)
+    builder.begin_block(name, stage, f"residual 3x3 {width}", kernel=3, width=width, stride=stride)
     y = builder.activation(_conv_bn(builder, x, f"{name}.conv1", width, 3, stride), f"{name}.act1", "relu")
     y = _conv_bn(builder, y, f"{name}.conv2", width, 3)
     if index == 0:

@@ -12,9 +12,8 @@ from torch import Tensor
 from searchspaces.bins import checked_groups
 from searchspaces.errors import ConfigError, SpaceError
 from searchspaces.expanded.space import Expanded, ExpandedS16
-from searchspaces.graph import node_madds, node_params
+from searchspaces.graph import Graph, node_madds, node_params
 from searchspaces.proxylessnas.space import ProxylessNasS16
-from searchspaces.vectorfeatures import vector_features
 
 SPACE = Expanded()
 SMALL = ExpandedS16()
@@ -85,20 +84,33 @@ def test_worked_costs() -> None:
         assert params_without in (None, graph.params - sum(node_params(n, shapes[n.inputs[0]]) for n in projection))
 
 
+def counted_features(graph: Graph) -> NDArray[np.float64]:
+    """The features of `Expanded.latency_features`, convolution by convolution."""
+    shapes = {node.name: node.shape for node in graph.nodes}
+    sums = np.zeros((5, 3))
+    for block in graph.blocks:
+        sums[4, block.stage] += block.stage >= 0
+        for node in graph.nodes:
+            if node.op == "conv" and node.name in block.nodes and block.stage >= 0:
+                (c_in, *_), (c_out, height, width) = shapes[node.inputs[0]], node.shape
+                kernel, pixels = int(node.attributes["kernel"]), height * width / 1e6
+                if c_in < 16 or c_in % 4 == 0:
+                    padded_in = c_in if c_in < 16 else -(-c_in // 16) * 16
+                    sums[0, block.stage] += kernel ** 2 * padded_in * -(-c_out // 16) * 16 * pixels
+                else:
+                    sums[1, block.stage] += kernel ** 2 * c_in * c_out * pixels
+                    sums[2, block.stage] += 9 * c_in * pixels * (kernel == 3)
+                sums[3, block.stage] += c_out * pixels
+    return sums.ravel()
+
+
 @pytest.mark.parametrize("space", [SPACE, SMALL, ExpandedS16(channels=3, classes=7, resolution=9, strides=(2, 1, 2))])
 def test_cost_and_features_are_those_of_the_graphs(space: Expanded) -> None:
     rows = np.concatenate([space.extremes(), space.sample_uniform(np.random.default_rng(0), 20)])
     graphs = [space.graph(row) for row in rows]
     assert np.array_equal(space.cost(rows), [[graph.madds for graph in graphs], [graph.params for graph in graphs]])
-    by_stage = [[sum(b.madds for b in graph.blocks if b.stage == stage) / 1e6 for stage in range(3)]
-                for graph in graphs]
     features = space.latency_features(rows)
-    assert features.shape == (22, 12) and features[:, :3] == pytest.approx(np.array(by_stage), rel=1e-6)
-    fixed = vector_features(graphs[0])[2:4]  # stem and classifier are the same in all networks
-    counted = [sum(vector_features(graph)[2:4]) - sum(fixed) for graph in graphs]
-    padded = features[:, 3:6].astype(np.float64).sum(axis=1)
-    assert padded - padded[0] == pytest.approx(counted, rel=1e-5)
-    assert np.array_equal(features[:, 9:], space.depths(rows))
+    assert features == pytest.approx(np.array([counted_features(graph) for graph in graphs]), rel=1e-5)
     assert space.features(rows)[1, :6].tolist() == [1.0] * 6
 
 
