@@ -13,6 +13,7 @@ from typing import Any
 from searchspaces.darts.space import Darts, DartsS16
 from searchspaces.elite.space import EliteSpace, tokens_of_ranges
 from searchspaces.errors import ConfigError
+from searchspaces.expanded.space import Expanded, ExpandedS16
 from searchspaces.mnas.space import Mnas, MnasS16, MnasS32
 from searchspaces.mobilenetv3.space import MobileNetV3, MobileNetV3S16, MobileNetV3S32
 from searchspaces.nasbench201.space import NasBench201
@@ -34,6 +35,8 @@ SPACES: dict[str, type[SearchSpace]] = {
     "proxylessnas": ProxylessNas,
     "proxylessnas-s32": ProxylessNasS32,
     "proxylessnas-s16": ProxylessNasS16,
+    "expanded": Expanded,
+    "expanded-s16": ExpandedS16,
 }
 ELITE = "elite"     # a space inside another one
 FROM_DATA = ("classes", "channels")  # set by the dataset, never an option

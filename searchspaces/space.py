@@ -144,8 +144,8 @@ class SearchSpace(ABC):
         return np.array([g.madds for g in graphs], dtype=np.int64), np.array([g.params for g in graphs], dtype=np.int64)
 
     def mean_madds(self, probabilities: Sequence[Tensor]) -> Tensor | None:
-        """Expected multiply-adds of independent draws, differentiable, where the space knows a closed form; None
-        otherwise. `probabilities[t]` [V_t]."""
+        """Expected multiply-adds of independent draws, value v of position t with `probabilities[t][v]`, float[V_t];
+        exact and differentiable, where the space knows a closed form; None otherwise."""
         return None
 
     def latency_features(self, tokens_NT: Tokens) -> NDArray[np.float32]:
