@@ -61,7 +61,8 @@ def position_groups(choices: Sequence[Choice]) -> tuple[BinGroup, ...]:
 
 
 def checked_groups(space: SearchSpace) -> tuple[BinGroup, ...]:
-    """The space's groups without tokens that it excludes. SpaceError where they are no partition into bins."""
+    """The space's groups without tokens that it excludes. SpaceError where a position is in two of them, or a bin would
+    hold no architecture."""
     possible = possible_tokens(space)
     groups = []
     seen: set[int] = set()
@@ -69,12 +70,13 @@ def checked_groups(space: SearchSpace) -> tuple[BinGroup, ...]:
         if len(group) < 2 or len(group.labels) != len(group):
             raise SpaceError(f"bin group '{group.name}' of {space.space_id} has {len(group)} bins and "
                              f"{len(group.labels)} labels; give at least two bins, each with a label")
-        if seen & set(group.positions) or not all(0 <= p < len(possible) for p in group.positions):
-            raise SpaceError(f"bin group '{group.name}' of {space.space_id} has positions {list(group.positions)}; a "
-                             f"position lies in 0..{len(possible) - 1} and belongs to one group")
-        seen |= set(group.positions)
-        groups.append(BinGroup(group.name, group.positions, tuple(
-            _possible_bin(space, group, b, possible) for b in range(len(group))), group.labels))
+        own = set(group.positions)
+        if not own or len(own) < len(group.positions) or seen & own or not own <= set(range(len(possible))):
+            raise SpaceError(f"bin group '{group.name}' of {space.space_id} has positions {list(group.positions)}; it "
+                             f"needs at least one, and a position lies in 0..{len(possible) - 1} and belongs to one "
+                             "group")
+        seen |= own
+        groups.append(_without_excluded(space, group, possible))
     if not groups:
         raise SpaceError(f"{space.space_id} has no bins, so there is nothing to narrow; override bin_groups, or search "
                          "it as it is")
@@ -87,6 +89,15 @@ def possible_tokens(space: SearchSpace) -> list[NDArray[np.bool_]]:
     return [space.valid(prefix[:position]) for position in range(len(space.choices))]
 
 
+def _without_excluded(space: SearchSpace, group: BinGroup, possible: Sequence[NDArray[np.bool_]]) -> BinGroup:
+    """A bin that loses values is called by those that are left."""
+    bins = tuple(_possible_bin(space, group, b, possible) for b in range(len(group)))
+    values = space.choices[group.positions[0]].values
+    labels = tuple(label if set(kept[0]) == set(given[0]) else _label([values[token] for token in kept[0]])
+                   for label, kept, given in zip(group.labels, bins, group.bins))
+    return BinGroup(group.name, group.positions, bins, labels)
+
+
 def _possible_bin(space: SearchSpace, group: BinGroup, b: int,
                   possible: Sequence[NDArray[np.bool_]]) -> tuple[tuple[int, ...], ...]:
     if len(group.bins[b]) != len(group.positions):
@@ -94,7 +105,8 @@ def _possible_bin(space: SearchSpace, group: BinGroup, b: int,
                          f"{len(group.bins[b])} positions, its group has {len(group.positions)}")
     kept = []
     for position, tokens in zip(group.positions, group.bins[b]):
-        kept.append(tuple(t for t in tokens if 0 <= t < len(possible[position]) and possible[position][t]))
+        allowed = set(np.flatnonzero(possible[position]).tolist())
+        kept.append(tuple(sorted(allowed & set(tokens))))
         if not kept[-1]:
             raise SpaceError(f"bin '{group.labels[b]}' of group '{group.name}' of {space.space_id} leaves no valid "
                              f"value to {space.choices[position].name}, so it holds no architecture; leave the bin "
@@ -105,4 +117,4 @@ def _possible_bin(space: SearchSpace, group: BinGroup, b: int,
 def _label(values: Sequence[int | float | str]) -> str:
     if len(values) == 1 or isinstance(values[0], str):
         return ", ".join(str(value) for value in values)
-    return f"{values[0]}-{values[-1]}"
+    return f"{values[0]} to {values[-1]}" if values[0] < 0 else f"{values[0]}-{values[-1]}"

@@ -131,6 +131,16 @@ class EliteSpace(SearchSpace):
         every = np.array(list(product(*(range(size) for size in self.vocabulary_sizes))), dtype=np.int8)
         return len(np.unique(self.canonical(every), axis=0))
 
+    def most_probable(self, probabilities: Sequence[NDArray[np.float64]]) -> Tokens:
+        """The base's, which knows what its positions say together, wherever that lies inside."""
+        own = iter(probabilities)
+        widened = [np.bincount(of_one, next(own) if len(of_one) > 1 else np.ones(1), minlength=int(size))
+                   for of_one, size in zip(self.tokens, self.base.vocabulary_sizes)]
+        base_1T = self.base.most_probable(widened)[None]
+        if not self.contains(base_1T)[0]:
+            return super().most_probable(probabilities)
+        return self.canonical(self.narrowed(base_1T))[0]
+
     @cached_property
     def _extremes(self) -> Tokens:
         """From the base's extremes, as far as they lie inside, position by position to the cheapest and the dearest
