@@ -84,8 +84,8 @@ class Nss(TrialAnswers):
         seed and on what is observed or pending."""
         position = len(self._taken)
         rng = np.random.default_rng([self.task.seed, position])
-        outside = int(position * self.settings.outside) != int((position + 1) * self.settings.outside)
-        order = [] if outside else [(position + i) % len(self.found) for i in range(len(self.found))]
+        before, after = (int(n * self.settings.outside) for n in (position, position + 1))   # outside so far
+        order = [] if after > before else [(position - before + i) % len(self.found) for i in range(len(self.found))]
         for _ in range(ATTEMPTS):
             for a in [*order, None]:
                 for row in self._members(rng, a):

@@ -64,6 +64,8 @@ def measured(run: RunContext, label: str, tokens_NT: Tokens) -> np.ndarray:
 
 
 def _record(run: RunContext, status: Mapping[str, Any], logits: Mapping[str, np.ndarray]) -> None:
+    """`logits` say something once they are not all equal, after warm-up."""
+    logits = logits if any(np.ptp(row) > 0 for row in logits.values()) else {}
     learned = {"logits": {name: [round(float(value), 4) for value in row] for name, row in logits.items()}}
     run.store.event("epoch", **status, **(learned if logits else {}))
     for name in RECORDED:
