@@ -74,10 +74,10 @@ def make_space(name: str, *, classes: int, channels: int, options: Mapping[str, 
 
 
 class EliteOptions:
-    """A space inside another one. `run`: a run with controller nss, by name or path; the weights that it trained are
-    where training goes on. `aim`: which of the spaces it found, from 0; without it all of them together. Without `run`:
-    `base`, the space, by name or as {name: NAME, option: value}, and `ranges`, the values left to some positions,
-    {depth0: [2, 3]}."""
+    """A space inside another one. `run` is a run with controller nss, by name or path, and the weights that it trained
+    are where training goes on. `aim` says which of the spaces it found, from 0, without it all of them together. `base`
+    is for ranges by hand, the whole space, by name or as {name: NAME, option: value}. `ranges` are the values left to
+    some of its positions, {depth0: [2, 3]}."""
 
     def __init__(self, run: str | None = None, aim: int | None = None,
                  base: str | Mapping[str, Any] | None = None, ranges: Mapping[str, Any] | None = None) -> None:

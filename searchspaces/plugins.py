@@ -115,6 +115,8 @@ def type_name(hint: Any) -> str:
         return " or ".join(repr(argument) for argument in arguments)
     if origin is not None and inspect.isclass(origin) and issubclass(origin, Sequence):
         return f"a list of {type_name(arguments[0])}"
+    if origin is not None and inspect.isclass(origin) and issubclass(origin, Mapping):
+        return "a section"
     names = {int: "int", float: "float", str: "text", bool: "true or false", type(None): "none"}
     return names.get(hint, str(hint))
 

@@ -118,6 +118,7 @@ class Controller(ABC):
 
     uses_earlier_runs = False  # does it learn from `task.earlier`?
     trains_supernet = False    # is a supernet, where there is one, trained by a method of its own?
+    finds_spaces = False       # does it search for spaces (`spaces_found`)? It needs a supernet
     ranks_finalists = False    # are its answers retrained in its own order? Otherwise in that of their accuracy
 
     def __init__(self, space: SearchSpace, settings: Any, task: Task) -> None:

@@ -8,8 +8,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.config import Config, Plugin
+from orchestrator.controllers.catalogue import check_controller_options, controller_class
 from orchestrator.data.accuracy import SupernetAccuracy
 from searchspaces.catalogue import ELITE
+from searchspaces.errors import ConfigError
+
+
+def check_narrowing(config: Config) -> None:
+    """ConfigError where section `narrow` cannot find a space."""
+    assert config.narrow is not None, "this run does not search its space"
+    name, options = config.narrow.controller.name, config.narrow.controller.options
+    check_controller_options(name, options)
+    if not controller_class(name).finds_spaces:
+        raise ConfigError(f"narrow.controller '{name}' finds no spaces; choose nss")
 
 
 def narrowing(config: Config) -> Config:

@@ -32,7 +32,7 @@ from orchestrator.record.metrics import RunMetrics
 from orchestrator.record.progress import Progress
 from orchestrator.record.store import NARROW, RunStore, run_path
 from orchestrator.report.page import write_report
-from orchestrator.run.narrow import narrowed, narrowing
+from orchestrator.run.narrow import check_narrowing, narrowed, narrowing
 from orchestrator.run.repair import repair
 from orchestrator.run.stages.deliver import deliver
 from orchestrator.run.stages.explore import explore
@@ -91,7 +91,7 @@ class Search:
         check_controller_options(config.controller.name, config.controller.options)
         check_training(config, self._splits.train, self._space)
         if config.narrow is not None:
-            check_controller_options(config.narrow.controller.name, config.narrow.controller.options)
+            check_narrowing(config)
             check_training(narrowing(config), self._splits.train, self._space)
         if resumed is None:
             check_inheritance(config, self._space.classes, self._space.channels)

@@ -67,6 +67,9 @@ def own_training(config: Config, goals: Sequence[Goal], latency: Mapping[str, La
 def check_training(config: Config, train: Images, space: SearchSpace) -> None:
     """ConfigError where the controller's own training of the supernet cannot work, before anything starts."""
     name = config.controller.name
+    if controller_class(name).finds_spaces and config.accuracy.source != "supernet":
+        raise ConfigError(f"controller {name} learns beside a supernet's weights, accuracy is "
+                          f"{config.accuracy.source}; set accuracy: supernet, or choose another controller")
     method = own_training(config, [Goal("any", (), (1.0,))], {})
     if method is not None:
         method.check(space)

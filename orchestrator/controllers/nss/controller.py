@@ -32,6 +32,7 @@ class Nss(TrialAnswers):
     """`task.distributions`: logits float64[B_k] per bin group, one list per aim."""
 
     trains_supernet = True
+    finds_spaces = True
 
     def __init__(self, space: SearchSpace, settings: NssOptions, task: Task) -> None:
         super().__init__(space, settings, task)
