@@ -133,8 +133,9 @@ class EliteSpace(SearchSpace):
     def most_probable(self, probabilities: Sequence[NDArray[np.float64]]) -> Tokens:
         """The base's, which knows what its positions say together, wherever that lies inside."""
         own = iter(probabilities)
-        widened = [np.bincount(of_one, next(own) if len(of_one) > 1 else np.ones(1), minlength=int(size))
-                   for of_one, size in zip(self.tokens, self.base.vocabulary_sizes)]
+        widened = [np.zeros(int(size)) for size in self.base.vocabulary_sizes]
+        for p, of_one in zip(widened, self.tokens):
+            p[list(of_one)] = next(own) if len(of_one) > 1 else 1.0
         base_1T = self.base.most_probable(widened)[None]
         if not self.contains(base_1T)[0]:
             return super().most_probable(probabilities)
