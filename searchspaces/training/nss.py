@@ -78,6 +78,8 @@ class NssSettings:
     def __post_init__(self) -> None:
         for name, value, good, allowed in (
                 ("number of aims", len(self.aims), len(self.aims) >= 1, "give at least one"),
+                ("lowest target", min((aim.target for aim in self.aims), default=1.0),
+                 all(aim.target > 0 for aim in self.aims), "a space is to cost something, so it must be above 0"),
                 ("cost_weight", self.cost_weight, self.cost_weight >= 0, "it must be at least 0"),
                 ("task_weight", self.task_weight, self.task_weight >= 0, "it must be at least 0"),
                 ("learning_rate", self.learning_rate, self.learning_rate > 0, "it must be above 0"),
@@ -166,7 +168,7 @@ class NssTraining(Training):
             mixture = self._mixture(weights, "architecture")
             task = F.cross_entropy(self.supernet.forward_mixture(images, mixture), labels)
             total = total + settings.task_weight * task.cpu().double()
-        gradients = torch.autograd.grad(total, theta)
+        gradients = torch.autograd.grad(total, theta, materialize_grads=True)    # 0: a group that costs nothing
         for logits, gradient in zip(theta, gradients):
             logits.grad = gradient
         if self.reduce_gradients is not None:
