@@ -250,6 +250,8 @@ class NssTraining(Training):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._weights.load_state_dict(state)
         with fitting(self.supernet), torch.no_grad():
+            if {name for name in state if name.startswith("theta.")} != {f"theta.{k}" for k in self.distribution()}:
+                raise KeyError("another number of aims or of bin groups")
             self.steps_done = int(state["step"])
             self._counts = [state[f"counts.{position}"].numpy().copy() for position in range(len(self._counts))]
             for a, (theta, adam) in enumerate(zip(self.theta, self._adam)):

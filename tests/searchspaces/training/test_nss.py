@@ -11,30 +11,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from searchspaces.errors import ConfigError, EvaluationError
+from searchspaces.errors import ConfigError, EvaluationError, StoreError
 from searchspaces.mobilenetv3.space import MobileNetV3S16
 from searchspaces.space import Tokens
 from searchspaces.training.nss import NssSettings, NssTraining, SpaceAim, madds_of, warm_up_epochs
 from searchspaces.training.spaces import SpaceOfSpaces
 from searchspaces.training.training import Batch, Schedule
 from searchspaces.training.weights import WeightSettings
-from tests.actors.tinyspace import KERNELS, WIDTHS, TinySpace
+from tests.actors.tinyspace import TinySpace, TinyWithMean
 
 FROZEN = WeightSettings(lr=1e-30, weight_decay=0.0)
 THETA = (torch.tensor([0.3, -0.4], dtype=torch.float64), torch.tensor([0.5, -0.1], dtype=torch.float64))
 
 
-class Known(TinySpace):
-    """Its mean cost in closed form: all six networks, weighed."""
-
-    def mean_madds(self, probabilities: Sequence[Tensor]) -> Tensor:
-        rows = np.array([[w, k] for w in range(len(WIDTHS)) for k in range(len(KERNELS))], dtype=np.int8)
-        madds = torch.from_numpy(self.cost(rows)[0].reshape(len(WIDTHS), len(KERNELS)))
-        widths, kernels = probabilities
-        return widths @ madds.to(widths) @ kernels
-
-
-SPACE = Known(classes=3, norm=False)
+SPACE = TinyWithMean(classes=3, norm=False)
 MADDS = madds_of(SPACE)(SPACE.extremes())
 
 
@@ -151,19 +141,25 @@ def test_gradient_of_theta_is_that_of_loss_and_cost(step: int) -> None:
 
 
 def test_cost_loss_is_the_deviation_of_the_drawn_space() -> None:
-    """A constant model has that mean whatever is drawn; a hinge asks nothing of a space that is cheap enough."""
+    """A kernel of 1 takes 1 ms, one of 3 takes 3 ms whatever else; a hinge asks nothing of a space that is cheap
+    enough. The other aims' models are not asked."""
     asked: list[Tokens] = []
 
-    def constant(rows_NT: Tokens) -> np.ndarray:
+    def by_kernel(rows_NT: Tokens) -> np.ndarray:
         asked.append(rows_NT)
-        return np.full(len(rows_NT), 3.0)
+        return 1.0 + 2 * rows_NT[:, 1]
 
-    models = {"given": constant, "other": lambda rows_NT: np.full(len(rows_NT), np.nan)}
-    for target, hinge, expected in ((2.0, False, 0.5), (4.0, False, 0.25), (4.0, True, 0.0)):
-        training = started(aims=(SpaceAim(target, "given"),), latency=models, hinge=hinge, samples=5)
+    models = {"given": by_kernel, "other": lambda rows_NT: np.full(len(rows_NT), np.nan)}
+    for dear, target, hinge, expected in ((True, 2.0, False, 0.5), (False, 2.0, False, 0.5), (False, 2.0, True, 0.0),
+                                          (True, 2.0, True, 0.5), (True, 2.4, False, 0.25)):
+        sure = torch.tensor([-90.0, 90.0] if dear else [90.0, -90.0], dtype=torch.float64)
+        training = started(theta=(THETA[0], sure), aims=(SpaceAim(target, "given"),), latency=models, hinge=hinge,
+                           samples=5)
+        asked.clear()
         assert training.step(TRAIN, HELD_OUT)["cost_loss"] == pytest.approx(expected)
-    assert [len(rows) for rows in asked] == [5 * 4] * 3     # four bins in all
-    assert all(np.array_equal(SPACE.canonical(SPACE.check_tokens(rows)), rows) for rows in asked)
+        (rows,) = asked
+        assert len(rows) == 5 * 4       # four bins in all
+        assert np.array_equal(SPACE.canonical(SPACE.check_tokens(rows)), rows)
 
 
 def test_draws_harden_over_the_epochs_and_are_hard_at_once_where_asked() -> None:
@@ -196,7 +192,7 @@ def test_aims_take_turns_and_their_own_models_pull_them_apart() -> None:
 
 
 def test_a_group_that_costs_nothing_gets_no_gradient() -> None:
-    class WidthAlone(Known):
+    class WidthAlone(TinyWithMean):
         def mean_madds(self, probabilities: Sequence[Tensor]) -> Tensor:
             return probabilities[0] @ torch.tensor([1.0, 2.0, 3.0]).double()
 
@@ -299,3 +295,10 @@ def test_divergence_names_step_and_setting() -> None:
     with pytest.raises(EvaluationError, match="not finite at step 0"):
         started(aims=(SpaceAim(1.0, "cpu"),), latency={"cpu": lambda rows: np.full(len(rows), np.nan)},
                 task_weight=0.0).step(TRAIN, HELD_OUT)
+
+
+def test_a_state_of_other_aims_is_refused() -> None:
+    one, two = started(), started(aims=(SpaceAim(2e3), SpaceAim(3e3)))
+    for training, state in ((one, two.state_dict()), (two, one.state_dict())):
+        with pytest.raises(StoreError, match="another number of aims.*options it was trained with"):
+            training.load_state_dict(state)
