@@ -105,7 +105,8 @@ class EliteSpace(SearchSpace):
         return self.base.live_mask(self.widened(tokens_NT))[:, self._kept]
 
     def canonical(self, tokens_NT: Tokens) -> Tokens:
-        """The base's canonical form, wherever that lies inside."""
+        """The base's canonical form, wherever that lies inside. Ranges that part what the base calls equal (in darts,
+        other inputs for one pair of a node than for the other) can leave a network several rows; bins never do."""
         rows = np.where(self.live_mask(tokens_NT), tokens_NT, 0).astype(np.int8)
         base_NT = self.base.canonical(self.widened(rows))
         inside_N = self.contains(base_NT)
