@@ -106,7 +106,8 @@ class EliteSpace(SearchSpace):
         return self.base.live_mask(self.widened(tokens_NT))[:, self._kept]
 
     def canonical(self, tokens_NT: Tokens) -> Tokens:
-        """The base's canonical form, wherever that lies inside."""
+        """The base's canonical form, wherever that lies inside. Ranges that part what the base calls equal (in darts,
+        other inputs for one pair of a node than for the other) can leave a network several rows; bins never do."""
         rows = np.where(self.live_mask(tokens_NT), tokens_NT, 0).astype(np.int8)
         base_NT = self.base.canonical(self.widened(rows))
         inside_N = self.contains(base_NT)
@@ -134,8 +135,9 @@ class EliteSpace(SearchSpace):
     def most_probable(self, probabilities: Sequence[NDArray[np.float64]]) -> Tokens:
         """The base's, which knows what its positions say together, wherever that lies inside."""
         own = iter(probabilities)
-        widened = [np.bincount(of_one, next(own) if len(of_one) > 1 else np.ones(1), minlength=int(size))
-                   for of_one, size in zip(self.tokens, self.base.vocabulary_sizes)]
+        widened = [np.zeros(int(size)) for size in self.base.vocabulary_sizes]
+        for p, of_one in zip(widened, self.tokens):
+            p[list(of_one)] = next(own) if len(of_one) > 1 else 1.0
         base_1T = self.base.most_probable(widened)[None]
         if not self.contains(base_1T)[0]:
             return super().most_probable(probabilities)

@@ -80,6 +80,8 @@ class NssSettings:
     def __post_init__(self) -> None:
         for name, value, good, allowed in (
                 ("number of aims", len(self.aims), len(self.aims) >= 1, "give at least one"),
+                ("lowest target", min((aim.target for aim in self.aims), default=1.0),
+                 all(aim.target > 0 for aim in self.aims), "a space is to cost something, so it must be above 0"),
                 ("cost_weight", self.cost_weight, self.cost_weight >= 0, "it must be at least 0"),
                 ("task_weight", self.task_weight, self.task_weight >= 0, "it must be at least 0"),
                 ("learning_rate", self.learning_rate, self.learning_rate > 0, "it must be above 0"),
@@ -185,7 +187,7 @@ class NssTraining(Training):
             mixture = self._mixture(weights, "architecture")
             task = F.cross_entropy(self.supernet.forward_mixture(images, mixture), labels)
             total = total + settings.task_weight * task.cpu().double()
-        gradients = torch.autograd.grad(total, theta)
+        gradients = torch.autograd.grad(total, theta, materialize_grads=True)    # 0: a group that costs nothing
         for logits, gradient in zip(theta, gradients):
             logits.grad = gradient
         if self.reduce_gradients is not None:
@@ -267,6 +269,8 @@ class NssTraining(Training):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._weights.load_state_dict(state)
         with fitting(self.supernet), torch.no_grad():
+            if {name for name in state if name.startswith("theta.")} != {f"theta.{k}" for k in self.distribution()}:
+                raise KeyError("another number of aims or of bin groups")
             self.steps_done = int(state["step"])
             self._counts = [state[f"counts.{position}"].numpy().copy() for position in range(len(self._counts))]
             for a, (theta, adam) in enumerate(zip(self.theta, self._adam)):
