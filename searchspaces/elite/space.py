@@ -25,6 +25,8 @@ from searchspaces.graph import Graph
 from searchspaces.space import Choice, SearchSpace, Tokens
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from searchspaces.supernet import Supernet
 
 COUNTABLE = 50_000      # rows that are enumerated to count networks; of more, rows are counted
@@ -176,6 +178,14 @@ class EliteSpace(SearchSpace):
 
     def cost(self, tokens_NT: Tokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return self.base.cost(self.widened(self.check_tokens(tokens_NT)))
+
+    def mean_madds(self, probabilities: Sequence[Tensor]) -> Tensor | None:
+        own = iter(probabilities)
+        widened = []
+        for of_one, size in zip(self.tokens, self.base.vocabulary_sizes):
+            p = next(own) if len(of_one) > 1 else probabilities[0].new_ones(1)
+            widened.append(p.new_zeros(int(size)).index_add(0, p.new_tensor(of_one).long(), p))
+        return self.base.mean_madds(widened)
 
     def features(self, tokens_NT: Tokens) -> NDArray[np.float32]:
         return self.base.features(self.widened(tokens_NT))

@@ -24,8 +24,8 @@ from searchspaces.space import SearchSpace, Tokens
 Cost = Callable[[Tokens], NDArray[np.float64]]      # multiply-adds or ms, [N] for int8[N, T]
 Members = list[list[list[int]]]                     # [group][bin][i]: token of the group's i-th position
 Weights = Sequence[Tensor]                          # [B_k] per group, each on the simplex
-MEMBERS = 1000      # of a space whose mean cost has no closed form
-SWEEPS = 3          # over the groups, for the cheapest and the dearest space
+MEMBERS = 256       # of a space whose mean cost has no closed form
+SWEEPS = 2          # over the groups, for the cheapest and the dearest space
 
 
 def temperature(epoch: int, epochs: int, first: float, last: float) -> float:

@@ -51,7 +51,7 @@ def test_mean_costs_and_their_range_are_those_of_enumeration() -> None:
     assert costs.mean(bins) == pytest.approx(madds.mean(), abs=4 * madds.std() / math.sqrt(20_000))
     latency = Latency().predict(rows)
     assert SpaceCosts(SPACES, Latency().predict, 0).mean(bins) == pytest.approx(
-        latency.mean(), abs=4 * latency.std() / math.sqrt(1000))
+        latency.mean(), abs=4 * latency.std() / math.sqrt(256))
 
 
 def test_the_nearest_of_five_draws_is_kept_and_of_equal_ones_the_more_probable() -> None:

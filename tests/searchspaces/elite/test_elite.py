@@ -16,6 +16,7 @@ from searchspaces.darts.space import DartsS16
 from searchspaces.elite.space import EliteSpace, restricted
 from searchspaces.elite.supernet import EliteSupernet
 from searchspaces.errors import SpaceError
+from searchspaces.expanded.space import ExpandedS16
 from searchspaces.mnas.space import MnasS16
 from searchspaces.mobilenetv3.space import MobileNetV3S16
 from searchspaces.nasbench201.space import NasBench201
@@ -230,3 +231,14 @@ def test_supernet_starts_at_the_dearest_and_refuses_rows_of_the_base() -> None:
 def test_a_base_without_supernet_says_so() -> None:
     with pytest.raises(SpaceError, match="mnas.*no supernet"):
         elite_of(MnasS16()).make_supernet()
+
+
+def test_mean_multiply_adds_are_those_of_all_members() -> None:
+    base = ExpandedS16(classes=10, channels=1, width=16, width_bin=4)
+    elite = EliteSpace(base, restricted(base, checked_groups(base), [[0], [1], [0, 1], [2], [1], [3]]))
+    uniform = [torch.full((len(choice.values),), 1 / len(choice.values), dtype=torch.float64)
+               for choice in elite.choices]
+    mean = elite.mean_madds(uniform)
+    assert mean is not None
+    assert float(mean) == pytest.approx(elite.cost(rows_of(elite))[0].mean())
+    assert elite_of(CELLS).mean_madds([torch.ones(len(c.values)) for c in elite_of(CELLS).choices]) is None
