@@ -329,7 +329,13 @@ def find_run(root: Path, name: str) -> Path:
 
 
 def resume_command(root: Path, name: str) -> str:
-    return f"paretoray resume {name}" + ("" if root == RUNS else f" --runs {shlex.quote(str(root))}")
+    return f"paretoray resume {run_arguments(root / name)}"
+
+
+def run_arguments(path: Path) -> str:
+    """How a person names a run's folder to a command."""
+    root = path.parent
+    return path.name + ("" if root == RUNS else f" --runs {shlex.quote(str(root))}")
 
 
 def run_path(root: Path, name: str) -> Path:

@@ -24,6 +24,7 @@ LATENCY_COLUMNS = ["arch_id", "target_id", "latency_ms", "predicted_ms", "stderr
 class RunView:
     """A run at one moment. `trials` in order of observation; `problems` are sentences for the reader."""
 
+    path: Path
     name: str
     config: dict[str, Any]
     environment: dict[str, Any]
@@ -77,7 +78,7 @@ def read_run(run_dir: Path) -> RunView:
     if len(entries) < len(generated):
         problems.append(f"{len(generated) - len(entries)} entries of generated.json have no budget and are left out.")
     return RunView(
-        name=run_dir.resolve().name,
+        path=run_dir, name=run_dir.resolve().name,
         config=_read_file(run_dir / "config.yaml", dict, problems),
         environment=_read_file(run_dir / "environment.json", dict, problems),
         state=_read_file(run_dir / "state.json", dict, problems, optional=True),

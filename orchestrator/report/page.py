@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from orchestrator.record.progress import quantity
-from orchestrator.record.store import write_text
+from orchestrator.record.store import run_arguments, write_text
 from orchestrator.report import figures
 from orchestrator.report.data import RunView, column_numbers, read_run
 from orchestrator.report.distribution import distribution_figure
@@ -293,11 +293,12 @@ def _format(value: Any, form: str) -> str:
 
 
 def _commands(run: RunView, seen: list[dict[str, Any]]) -> str:
-    lines = [f"paretoray resume {run.name}    # go on with this run"] if _stage(run) != FINISHED else []
+    name = run_arguments(run.path)
+    lines = [f"paretoray resume {name}    # go on with this run"] if _stage(run) != FINISHED else []
     for view in seen:
         example = f"{view['budget']['start']:.3g}" if view["budget"] else "2.5"
         target = f" --target {view['label']}" if len(seen) > 1 else ""
-        lines.append(f"paretoray generate {run.name} --budget {example}ms{target}    # {_what(run)} for any budget")
+        lines.append(f"paretoray generate {name} --budget {example}ms{target}    # {_what(run)} for any budget")
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 

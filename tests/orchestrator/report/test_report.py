@@ -440,7 +440,7 @@ def test_a_finished_run_is_called_finished_and_another_says_how_to_go_on(tmp_pat
     store = empty_run(tmp_path)
     store.update_state(stage=Stage.SEARCH.value)
     page = write_report(store.path, None).read_text()
-    assert "in stage: search" in page and "paretoray resume example" in page
+    assert "in stage: search" in page and f"paretoray resume example --runs {tmp_path}" in page
     store.update_state(stage=Stage.DONE.value)
     page = write_report(store.path, None).read_text()
     assert ">finished<" in page and "paretoray resume" not in page
