@@ -276,6 +276,13 @@ class Config(Section):
         return [target.label for target in self.targets]
 
     @model_validator(mode="after")
+    def _narrow_alone(self) -> Config:
+        if self.narrow is not None and self.warm_start:
+            raise ValueError("warm_start needs runs of the same space, and with section narrow the space is not known "
+                             "before; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
     def _ten_finalists(self) -> Config:
         """[S4 6.2]: without shared weights the ten best are retrained, and the best of those is handed over."""
         if self.accuracy.source != "supernet" and "alternatives" not in self.delivery.model_fields_set:

@@ -119,24 +119,27 @@ class Search:
         store: RunStore | None = None
         try:
             if self.config.narrow is not None:
-                store = self._narrow()
+                store = self._opened()
+                self._narrow(store)
             slots, devices = slots_needed(self.config), local_devices(self.config, self.address)
             with connected(self.config.cluster, self.address, slots, devices, own_modules(self.config)) \
                     as watch, self.stop.installed():
-                opened = self._open()
-                opened.lock()
-                store = opened      # from here on there is something to resume
+                store = self._opened()      # from here on there is something to resume
                 return self._run(store, watch, until)
         except BaseException as error:
             if store is not None and (advice := self._advice(store, error)):
                 error.add_note(advice)
             raise
 
-    def _narrow(self) -> RunStore:
-        """Searches the space first; this run's space is then what was found."""
+    def _opened(self) -> RunStore:
+        """The run's folder, claimed for this process."""
         store = self._open()
-        store.lock()
         self._open = lambda: store
+        store.lock()
+        return store
+
+    def _narrow(self, store: RunStore) -> None:
+        """Searches the space first; this run's space is then what was found."""
         store.update_state(stage=Stage.NARROW.value)
         begun = (store.path / NARROW / "config.yaml").exists()
         inner = (Search.resume(NARROW, runs=store.path, address=self.address, console=self.console, outer=store)
@@ -147,7 +150,6 @@ class Search:
         self._splits, self._space = data_and_space(self.config)
         store.replace_config(dump_config(self.config))
         store.update_state(stage=Stage.MEASURE.value)
-        return store
 
     def _run(self, store: RunStore, watch: Watch, until: Stage) -> list[Delivered]:
         preprocessing = Preprocessing.fit(self._splits.train, input_shape(self._space)[1])

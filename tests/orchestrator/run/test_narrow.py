@@ -98,6 +98,7 @@ def test_what_it_leaves_behind(config: Path) -> None:
     ({"narrow": NARROW | {"controller": {"name": "nss", "madds_m": [1e6]}}}, "madds_m 1e+06 is out of reach"),
     ({"narrow": NARROW | {"controller": {"name": "nss", "validation": 0.01}}}, "too few for a batch"),
     ({"narrow": NARROW | {"controller": "pnag"}}, "narrow.controller 'pnag' finds no spaces; choose nss"),
+    ({"narrow": NARROW, "warm_start": ["other"]}, "warm_start needs runs of the same space"),
     ({"narrow": NARROW, "space": "mnas-s16"}, "has no supernet"),
     ({"narrow": None, "controller": "nss", "accuracy": {"source": "training"}}, "set accuracy: supernet")])
 def test_what_cannot_work_is_refused_before_anything_starts(changes: dict[str, object], words: str,
