@@ -335,7 +335,7 @@ def resume_command(root: Path, name: str) -> str:
 def run_arguments(path: Path) -> str:
     """How a person names a run's folder to a command."""
     root = path.parent
-    return path.name + ("" if root == RUNS else f" --runs {shlex.quote(str(root))}")
+    return path.name + ("" if root.resolve() == RUNS.resolve() else f" --runs {shlex.quote(str(root))}")
 
 
 def run_path(root: Path, name: str) -> Path:

@@ -96,7 +96,8 @@ def test_hostile_run_names_are_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(("root", "command"), [
-    (Path("runs"), "paretoray resume a"), (Path("/data/runs"), "paretoray resume a --runs /data/runs"),
+    (Path("runs"), "paretoray resume a"), (Path("runs").resolve(), "paretoray resume a"),
+    (Path("/data/runs"), "paretoray resume a --runs /data/runs"),
     (Path("my runs"), "paretoray resume a --runs 'my runs'")])
 def test_how_to_go_on_can_be_typed_as_it_is(root: Path, command: str) -> None:
     assert RunStore(root / "a").resume_command == command

@@ -33,8 +33,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def checkpoints(run: Path) -> int:
-    return len(list((run / "checkpoints").glob("supernet-*.json")))
+def newest(run: Path) -> int:
+    """The last epoch of which there is a checkpoint, -1 before the first."""
+    return max([int(path.stem.removeprefix("supernet-")) for path in (run / "checkpoints").glob("supernet-*.json")],
+               default=-1)
 
 
 @pytest.mark.slow
@@ -44,15 +46,20 @@ def test_a_run_killed_in_both_halves_ends_as_if_it_had_not_been(config: Path) ->
     said = finish(whole)
     assert whole.returncode == 0 and "space for 10 ms: mean" in said, said
     killed = start("search", str(config), "--runs", str(runs), "--name", "killed")
-    when(killed, lambda: checkpoints(runs / "killed" / "narrow") >= 2)
+    when(killed, lambda: newest(runs / "killed" / "narrow") >= 2)
     killed.send_signal(signal.SIGKILL)
     killed.wait(60)
     assert stage(runs / "killed") == "narrow" and stage(runs / "killed" / "narrow") == "train"
     resumed = start("resume", "killed", "--runs", str(runs))
-    when(resumed, lambda: checkpoints(runs / "killed") >= 1)
+    when(resumed, lambda: newest(runs / "killed" / "narrow") >= 3)
     resumed.send_signal(signal.SIGTERM)
     said = finish(resumed)
-    assert resumed.returncode != 0 and f"paretoray resume killed --runs {runs}" in said, said
+    assert resumed.returncode != 0 and "run killed stopped in stage 'narrow'" in said, said
+    assert said.count("paretoray resume") == 1 and f"paretoray resume killed --runs {runs}" in said
+    again = start("resume", "killed", "--runs", str(runs))
+    when(again, lambda: newest(runs / "killed") >= 1)
+    again.send_signal(signal.SIGKILL)
+    again.wait(60)
     last = start("resume", "killed", "--runs", str(runs))
     said = finish(last)
     assert last.returncode == 0, said
