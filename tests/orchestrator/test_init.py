@@ -88,7 +88,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "mine.yaml").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_search_with_what_was_written(tmp_path: Path) -> None:
     folder_of(tmp_path / "images", 60)
     quick = ("supernet.epochs=1", "supernet.workers=1", "latency.initial=12", "latency.maximum=12", "latency.visits=1",

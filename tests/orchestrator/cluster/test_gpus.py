@@ -101,6 +101,6 @@ def test_one_gpu_is_measured_trained_on_and_searched_with_in_turns(tmp_path: Pat
             "with num_gpus=1, never a fraction")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_whole_search_that_measures_on_the_only_gpu(tmp_path: Path) -> None:
     assert pretend(tmp_path, "search") == {"delivered": [True, True], "free": 1.0}

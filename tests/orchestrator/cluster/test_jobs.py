@@ -54,7 +54,7 @@ def head() -> Iterator[tuple[str, str]]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_search_by_address(head: tuple[str, str], tmp_path: Path) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY)

@@ -165,7 +165,7 @@ def check_models(run: Path, epochs: int) -> None:
     assert not list((run / "checkpoints").glob("supernet*"))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_search_in_a_table_retrains_what_it_hands_over(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(cells_table(tmp_path / "t.parquet", unit=0.009))
     process = start("search", str(tmp_path / "c.yaml"), "--name", "cells", "--runs", str(tmp_path))

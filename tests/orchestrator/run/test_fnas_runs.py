@@ -157,7 +157,7 @@ def started(run: Path) -> set[str]:
     return {path.parent.name for path in (run / "checkpoints" / "proxy").glob("*/epoch-*")}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_learners_on_the_cluster_then_models_without_one_then_a_warm_start(tmp_path: Path) -> None:
     """The second run starts from the first: its buffer is full from the first batch on, and its critic has learnt."""
     options = ("--runs", str(tmp_path))
@@ -188,7 +188,7 @@ def test_learners_on_the_cluster_then_models_without_one_then_a_warm_start(tmp_p
     assert not np.array_equal(np.sort(saved["buffer.rewards"]), np.sort(without.state_dict()["buffer.rewards"]))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_small_search_is_long_enough_for_its_pool(tmp_path: Path) -> None:
     """configs/fnas_digits.yaml with made-up accuracies and without trainings: at least a sixth of them start warm."""
     config = load_config(Path(__file__).parents[3] / "configs" / "fnas_digits.yaml")

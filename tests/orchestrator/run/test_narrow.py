@@ -39,7 +39,7 @@ def newest(run: Path) -> int:
                default=-1)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_killed_in_both_halves_ends_as_if_it_had_not_been(config: Path) -> None:
     runs = config.parent
     whole = start("search", str(config), "--runs", str(runs), "--name", "whole")
@@ -71,7 +71,7 @@ def test_a_run_killed_in_both_halves_ends_as_if_it_had_not_been(config: Path) ->
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_what_it_leaves_behind(config: Path) -> None:
     """After the test above: the configuration says the ranges, the trials lie inside, training went on from the weights
     that the search for spaces left, and the page of the inner run is there."""

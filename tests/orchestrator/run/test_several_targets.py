@@ -68,7 +68,7 @@ def test_every_target_gets_its_own_models_from_one_search(ray_local: None, tmp_p
     assert {(e.target, e.budget_ms) for e in again} >= {(e["target"], e["budget_ms"]) for e in entries}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_budgets_that_hold_together_are_met_on_every_target(ray_local: None, tmp_path: Path) -> None:
     store, _ = run(tmp_path, budgets={"together": True, "count": 2})
     goal, = read_goals(store, parse_config({"targets": TARGETS}, "test"))

@@ -35,7 +35,7 @@ def learned(run: Path) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in load_state(RunStore(run), "distribution").items()}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_killed_while_training_ends_as_if_it_had_not_been(config: Path) -> None:
     runs = config.parent
     whole = start("search", str(config), "--runs", str(runs), "--name", "whole")
@@ -58,7 +58,7 @@ def test_a_run_killed_while_training_ends_as_if_it_had_not_been(config: Path) ->
     assert trials[0] == trials[1] and len(trials[0]) == 12
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_what_the_run_leaves_behind(config: Path) -> None:
     """After the test above: latencies of drawn networks are recorded, the history tells losses, gap and logits."""
     run = config.parent / "whole"

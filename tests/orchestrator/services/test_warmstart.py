@@ -220,7 +220,7 @@ def test_known_networks_come_first_in_the_plan() -> None:
     assert (len(plan), first) == (6, 6)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_second_search_measures_nothing_again(tmp_path: Path, ray_local: None) -> None:
     (tmp_path / "c.yaml").write_text(cells_table(tmp_path / "t.parquet", unit=0.009))
     text = (tmp_path / "c.yaml").read_text().replace("limit: 300", "limit: 200")
