@@ -5,9 +5,9 @@
     architectures  arch_id -> one index into `blocks` per slot, -1 where the layer is skipped (a gap in the picture)
     hint           how to read the picture
 
-`height` and `width` are in 0..1: height by kernel, width by expansion (blocks without one are narrow). `parts` are the
-colour categories of a block from top to bottom: one per operation of a cell; else its `op`, or its kernel where all
-blocks are of one kind, once per layer.
+`height` and `width` are in 0..1: height by kernel, width by expansion or channels (blocks without are narrow). `parts`
+are the colour categories of a block from top to bottom: one per operation of a cell; else its `op`, or its kernel where
+all blocks are of one kind, once per layer.
 """
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def drawing_data(space: SearchSpace, rows: Mapping[str, Tokens]) -> dict[str, An
     # The extremes add the positions that none of the given architectures uses, so that their gaps show too.
     everything = [*graphs.values(), *(space.graph(tokens) for tokens in space.canonical(space.extremes()))]
     slots = _slots(everything)
-    scale = (_largest(everything, "kernel"), _largest(everything, "expand"))
+    scale = (_largest(everything, "kernel"), _largest(everything, "expand", "width"))
     index: dict[Any, int] = {}
     blocks: list[dict[str, Any]] = []
     architectures: dict[str, list[int]] = {}
@@ -53,7 +53,8 @@ def _hint(graphs: Iterable[Graph]) -> str:
     if any(_is_cell(block) for block in blocks):
         return "A cell shows its operations from top to bottom."
     layers = " Bands: its layers." if any("layers" in block.settings for block in blocks) else ""
-    return "Height: kernel size. Width: expansion." + layers
+    width = "channels" if any("width" in block.settings for block in blocks) else "expansion"
+    return f"Height: kernel size. Width: {width}." + layers
 
 
 def _is_cell(block: Block) -> bool:
@@ -77,12 +78,13 @@ def _slots(graphs: Sequence[Graph]) -> dict[str, int]:
     return {name: stages[name] for name in names}
 
 
-def _largest(graphs: Sequence[Graph], setting: str) -> float:
-    return max((float(b.settings[setting]) for g in graphs for b in g.blocks if setting in b.settings), default=1.0)
+def _largest(graphs: Sequence[Graph], *settings: str) -> float:
+    return max((float(b.settings[setting]) for g in graphs for b in g.blocks for setting in settings
+                if setting in b.settings), default=1.0)
 
 
 def _describe(block: Block, largest_kernel: float, largest_expand: float) -> dict[str, Any]:
-    kernel, expand = block.settings.get("kernel"), block.settings.get("expand")
+    kernel, expand = block.settings.get("kernel"), block.settings.get("expand", block.settings.get("width"))
     if _is_cell(block):
         height, width = 1.0, 1.0
         parts = [value for value in block.settings.values() if isinstance(value, str)]

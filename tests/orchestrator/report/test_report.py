@@ -26,6 +26,7 @@ from orchestrator.report.drawing import drawing_data
 from orchestrator.report.figures import front_figure, hypervolume_figure, noise_floor, prediction_error
 from orchestrator.report.page import json_in_html, page_data, render, safe_link, write_report
 from searchspaces.darts.space import DartsS16
+from searchspaces.expanded.space import ExpandedS16
 from searchspaces.mnas.space import MnasS16
 from searchspaces.nasbench201.space import NasBench201
 from tests.leftovers import mark
@@ -432,6 +433,16 @@ def test_drawing_of_a_block_of_layers_shows_its_op_once_per_layer() -> None:
     assert blocks["fastest"][2]["height"] < blocks["slowest"][2]["height"] == 1
     assert "op conv, kernel 5, se yes, skip pool, channels 20, layers 3" in blocks["slowest"][2]["detail"]
     assert "layers" in data["hint"] and "expansion" in data["hint"]
+
+
+def test_drawing_of_a_space_of_widths_shows_them() -> None:
+    data = drawing_data(ExpandedS16(), {"one": ExpandedS16().parse("d2w8 d1w16 d4w32")})
+    row = data["architectures"]["one"]
+    assert [slot["stage"] for slot in data["slots"]] == [-1, *[0] * 4, *[1] * 4, *[2] * 4, -1]
+    assert [index < 0 for index in row[1:13]] == [False] * 2 + [True] * 2 + [False] + [True] * 3 + [False] * 4
+    widths = [data["blocks"][row[position]]["width"] for position in (1, 5, 9)]
+    assert np.diff(widths)[1] == pytest.approx(2 * np.diff(widths)[0], abs=0.01) and widths[2] == 1
+    assert "channels" in data["hint"]
 
 
 def test_a_finished_run_is_called_finished_and_another_says_how_to_go_on(tmp_path: Path) -> None:
