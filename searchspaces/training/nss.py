@@ -20,11 +20,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from searchspaces.errors import ConfigError, EvaluationError
 from searchspaces.space import SearchSpace, Tokens
 from searchspaces.supernet import Supernet
+from searchspaces.training.distributions import Distributions, UpdateCounts
 from searchspaces.training.estimators import entropies
 from searchspaces.training.spaces import (
     Cost,
@@ -122,12 +123,12 @@ class NssTraining(Training):
         self.targets = [self._target(aim) for aim in settings.aims]
         self._full_T = supernet.space.extremes()[1]
         self._warm_up = warm_up_epochs(settings.warm_up, schedule.epochs) * schedule.steps_per_epoch
-        self.theta = [[nn.Parameter(torch.zeros(len(group), dtype=torch.float64)) for group in self.spaces.groups]
-                      for _ in settings.aims]
-        self._adam = [torch.optim.Adam(theta, lr=settings.learning_rate, betas=(0.5, 0.999),
-                                       weight_decay=settings.weight_decay) for theta in self.theta]
+        self._distributions = Distributions(
+            "theta", [[torch.zeros(len(group), dtype=torch.float64) for group in self.spaces.groups]
+                      for _ in settings.aims], settings.learning_rate, settings.weight_decay, betas=(0.5, 0.999))
+        self.theta = self._distributions.logits
         self._weights = WeightOptimizer(self.supernet, settings.weights, schedule.steps)
-        self._counts = [np.zeros(size, dtype=np.int64) for size in supernet.space.vocabulary_sizes]
+        self._counts = UpdateCounts(supernet.space)
 
     def _target(self, aim: SpaceAim) -> float:
         """The aim's, or the nearest mean cost that a space can have: a budget may be fine for some network, and yet be
@@ -160,7 +161,7 @@ class NssTraining(Training):
         logits = self.supernet(images)
         loss = F.cross_entropy(logits, labels)
         loss.backward()
-        self._count(row)
+        self._counts.add(row[None])
         return _numbers(loss, logits, labels)
 
     def warm_up_row(self, step: int) -> Tokens:
@@ -190,13 +191,10 @@ class NssTraining(Training):
         gradients = torch.autograd.grad(total, theta, materialize_grads=True)    # 0: a group that costs nothing
         for logits, gradient in zip(theta, gradients):
             logits.grad = gradient
-        if self.reduce_gradients is not None:
-            self.reduce_gradients(theta)
-        if not all(bool(torch.isfinite(logits.grad).all()) for logits in theta if logits.grad is not None):
+        if not self._distributions.step(turn, self.reduce_gradients, settings.learning_rate):
             raise EvaluationError(f"the gradients of the space distribution are not finite at step {self.steps_done}; "
                                   f"lower controller.learning_rate, now {settings.learning_rate}, or supernet."
                                   f"learning_rate, now {settings.weights.lr}")
-        self._adam[turn].step()
         return {"validation_loss": float(task.detach()), "cost_loss": float(cost.detach())}
 
     def _weights_step(self, turn: int, batch: Batch) -> dict[str, float]:
@@ -205,7 +203,7 @@ class NssTraining(Training):
         with torch.no_grad():
             weights = self._draw(turn, "weights")
         mixture = self._mixture(weights, "weights")
-        self._count(np.array([int(weight.argmax()) for weight in mixture], dtype=np.int8))
+        self._counts.add(np.array([[int(weight.argmax()) for weight in mixture]], dtype=np.int8))
         logits = self.supernet.forward_mixture(images, mixture)
         loss = F.cross_entropy(logits, labels)
         loss.backward()
@@ -239,47 +237,27 @@ class NssTraining(Training):
     def _laid_out(batch: Batch) -> Batch:
         return batch[0].contiguous(memory_format=torch.channels_last), batch[1]
 
-    def _count(self, tokens_T: Tokens) -> None:
-        for position in np.flatnonzero(self.supernet.space.live_mask(tokens_T[None])[0]):
-            self._counts[position][tokens_T[position]] += 1
-
     # --- state -----------------------------------------------------------------------------------------------------
 
     def update_counts(self) -> dict[str, tuple[int, int]]:
         """How often a value was the heaviest of its position."""
-        return {choice.name: (int(counts.max()), int(counts.min()))
-                for choice, counts in zip(self.supernet.space.choices, self._counts)}
+        return self._counts.extremes()
 
     def distribution(self) -> dict[str, NDArray[np.float64]]:
         """Logits float64[B_k] by "AIM.GROUP", numbers in the order of `aims` and of the space's bin groups."""
-        return {f"{a}.{k}": logits.detach().numpy().copy() for a, theta in enumerate(self.theta)
-                for k, logits in enumerate(theta)}
+        return self._distributions.arrays()
 
     def state_dict(self) -> dict[str, Tensor]:
         """model.*, momentum.*, theta.AIM.GROUP, adam.AIM.GROUP.*, counts.*, step."""
-        state = self._weights.state_dict() | {"step": torch.tensor(self.steps_done)}
-        state |= {f"counts.{position}": torch.from_numpy(counts.copy()) for position, counts in enumerate(self._counts)}
-        for a, (theta, adam) in enumerate(zip(self.theta, self._adam)):
-            for k, logits in enumerate(theta):
-                state[f"theta.{a}.{k}"] = logits.detach().clone()
-                for name, value in adam.state.get(logits, {}).items():
-                    state[f"adam.{a}.{k}.{name}"] = value.detach().clone()
-        return state
+        return (self._weights.state_dict() | self._counts.state_dict() | self._distributions.state_dict()
+                | {"step": torch.tensor(self.steps_done)})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._weights.load_state_dict(state)
-        with fitting(self.supernet), torch.no_grad():
-            if {name for name in state if name.startswith("theta.")} != {f"theta.{k}" for k in self.distribution()}:
-                raise KeyError("another number of aims or of bin groups")
+        with fitting(self.supernet):
+            self._counts.load_state_dict(state)
+            self._distributions.load_state_dict(state)
             self.steps_done = int(state["step"])
-            self._counts = [state[f"counts.{position}"].numpy().copy() for position in range(len(self._counts))]
-            for a, (theta, adam) in enumerate(zip(self.theta, self._adam)):
-                for k, logits in enumerate(theta):
-                    logits.copy_(state[f"theta.{a}.{k}"])
-                    adam.state.pop(logits, None)
-                    names = [name for name in ("step", "exp_avg", "exp_avg_sq") if f"adam.{a}.{k}.{name}" in state]
-                    if names:
-                        adam.state[logits] = {name: state[f"adam.{a}.{k}.{name}"].clone() for name in names}
 
 
 def warm_up_epochs(share: float, epochs: int) -> int:

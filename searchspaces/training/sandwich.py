@@ -23,6 +23,7 @@ from searchspaces.errors import ConfigError
 from searchspaces.network import input_of
 from searchspaces.space import SearchSpace, Tokens
 from searchspaces.supernet import Supernet
+from searchspaces.training.distributions import UpdateCounts
 from searchspaces.training.sampling import sandwich, strict_fair
 from searchspaces.training.training import Batch, Schedule, Training
 from searchspaces.training.weights import WeightOptimizer, WeightSettings, fitting
@@ -79,7 +80,7 @@ class SandwichTraining(Training):
         self.steps_done = 0
         space = supernet.space
         self._smallest, self._largest = space.extremes()
-        self._counts = [np.zeros(size, dtype=np.int64) for size in space.vocabulary_sizes]
+        self._counts = UpdateCounts(space)
         for module in supernet.modules():
             if isinstance(module, nn.Dropout):
                 module.p = settings.dropout
@@ -108,7 +109,7 @@ class SandwichTraining(Training):
                 torch.manual_seed(hash((self.schedule.seed, self.steps_done)))
             losses, accuracy = self._accumulate(rows, images, labels)
         norm = self._weights.finish(self.steps_done, losses, self.reduce_gradients)
-        self._count(rows)
+        self._counts.add(rows)
         self.steps_done += 1
         return {"loss": losses[0], "loss_mean": sum(losses) / len(losses), "accuracy": accuracy, "lr": lr,
                 "grad_norm": norm}
@@ -140,27 +141,19 @@ class SandwichTraining(Training):
         self.supernet.set_active(self._largest)
         return self.supernet(images).softmax(1)
 
-    def _count(self, rows: Tokens) -> None:
-        live = self.supernet.space.live_mask(rows)
-        for position, counts in enumerate(self._counts):
-            np.add.at(counts, rows[live[:, position], position], 1)
-
     def update_counts(self) -> dict[str, tuple[int, int]]:
-        """Per position (most, least) often trained value; dead tokens train nothing and are not counted."""
-        return {choice.name: (int(counts.max()), int(counts.min()))
-                for choice, counts in zip(self.supernet.space.choices, self._counts)}
+        return self._counts.extremes()
 
     def state_dict(self) -> dict[str, Tensor]:
         """model.*, momentum.*, counts.*, step."""
-        counts = {f"counts.{position}": torch.from_numpy(counts.copy()) for position, counts in enumerate(self._counts)}
-        return self._weights.state_dict() | counts | {"step": torch.tensor(self.steps_done)}
+        return self._weights.state_dict() | self._counts.state_dict() | {"step": torch.tensor(self.steps_done)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         with fitting(self.supernet):
             steps_done = int(state["step"])
-            counts = [state[f"counts.{position}"].numpy().copy() for position in range(len(self._counts))]
+            self._counts.load_state_dict(state)
         self._weights.load_state_dict(state)
-        self.steps_done, self._counts = steps_done, counts
+        self.steps_done = steps_done
 
 
 def evaluate(network: nn.Module, images: Tensor, labels: Tensor, batch: int = 256) -> float:

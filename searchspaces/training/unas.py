@@ -23,11 +23,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from searchspaces.errors import ConfigError, EvaluationError
 from searchspaces.space import SearchSpace, Tokens
 from searchspaces.supernet import Supernet
+from searchspaces.training.distributions import Distributions, UpdateCounts
 from searchspaces.training.estimators import Draw, draw, entropies, uniform
 from searchspaces.training.latencyterm import Aim, LatencySettings, LatencyTerm
 from searchspaces.training.objective import Gap, generalisation_loss
@@ -103,14 +104,14 @@ class UnasTraining(Training):
         self.steps_done = 0
         self._space = supernet.space
         self._warm_up = round(settings.warm_up * schedule.epochs) * schedule.steps_per_epoch
-        self.phi = [[nn.Parameter(logits) for logits in uniform_logits(self._space)] for _ in settings.aims]
-        self._adam = [torch.optim.Adam(phi, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-                      for phi in self.phi]
+        self._distributions = Distributions("phi", [uniform_logits(self._space) for _ in settings.aims],
+                                            settings.learning_rate, settings.weight_decay)
+        self.phi = self._distributions.logits
         self._weights = WeightOptimizer(self.supernet, settings.weights, schedule.steps)
         self._learning = [p for p in self.supernet.parameters() if p.requires_grad]
         self._latency = LatencyTerm(self._space, settings.latency, settings.aims, settings.temperature,
                                     settings.softening)
-        self._counts = [np.zeros(size, dtype=np.int64) for size in self._space.vocabulary_sizes]
+        self._counts = UpdateCounts(self._space)
 
     # --- between epochs ----------------------------------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ class UnasTraining(Training):
         turn, searching = self.turn(self.steps_done), self.steps_done >= self._warm_up
         self.supernet.train()
         lr = self._weights.begin(self.steps_done)
-        self._adam[turn].zero_grad(set_to_none=True)
+        self._distributions.clear(turn)
         sums = dict.fromkeys(self.scalars, 0.0)
         for part, share, train, validation in self._parts(batch, held_out):
             drawn = draw(self.phi[turn], self.settings.temperature, self._noise(part),
@@ -144,7 +145,7 @@ class UnasTraining(Training):
             numbers = (self._architecture_part(drawn, train, validation, turn, part, share) if searching
                        else self._weights_part(drawn, train, share))
             sums = {name: total + share * numbers.get(name, 0.0) for name, total in sums.items()}
-            self._count(drawn)
+            self._counts.add(self._tokens(drawn.z)[None])
         if searching:
             self._step_phi(turn)
         self._weights.finish(self.steps_done, [sums["loss"]], self.reduce_gradients)
@@ -218,19 +219,13 @@ class UnasTraining(Training):
                 "accuracy": float((logits.detach().argmax(1) == labels).float().mean())}
 
     def _step_phi(self, turn: int) -> None:
-        active = [p for p in self.phi[turn] if p.grad is not None]
-        if self.reduce_gradients is not None:
-            self.reduce_gradients(active)
-        if not all(bool(torch.isfinite(p.grad).all()) for p in active if p.grad is not None):
+        done = (self.steps_done - self._warm_up) / max(self.schedule.steps - self._warm_up, 1)
+        rate = self.settings.learning_rate * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
+        if not self._distributions.step(turn, self.reduce_gradients, rate):
             raise EvaluationError(f"the gradients of the architecture distribution are not finite at step "
                                   f"{self.steps_done}; lower controller.learning_rate, now "
                                   f"{self.settings.learning_rate}, or raise controller.temperature, now "
                                   f"{self.settings.temperature}")
-        done = (self.steps_done - self._warm_up) / max(self.schedule.steps - self._warm_up, 1)
-        for group in self._adam[turn].param_groups:
-            group["lr"] = self.settings.learning_rate * (
-                LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
-        self._adam[turn].step()
 
     @property
     def _one_gap(self) -> bool:
@@ -279,11 +274,6 @@ class UnasTraining(Training):
     def _tokens(self, z: Sequence[Tensor]) -> Tokens:
         return np.array([int(one.argmax()) for one in z], dtype=np.int8)
 
-    def _count(self, drawn: Draw) -> None:
-        row = self._tokens(drawn.z)[None]
-        for position in np.flatnonzero(self._space.live_mask(row)[0]):
-            self._counts[position][row[0, position]] += 1
-
     @property
     def _device(self) -> torch.device:
         return next(self.supernet.parameters()).device
@@ -292,38 +282,22 @@ class UnasTraining(Training):
 
     def update_counts(self) -> dict[str, tuple[int, int]]:
         """Samples drawn, of which the relaxed ones reach every value a little."""
-        return {choice.name: (int(counts.max()), int(counts.min()))
-                for choice, counts in zip(self._space.choices, self._counts)}
+        return self._counts.extremes()
 
     def distribution(self) -> dict[str, NDArray[np.float64]]:
         """Logits float64[K_e] by "BUDGET.DECISION", numbers in the order of `aims` and of the space's choices."""
-        return {f"{b}.{e}": logits.detach().numpy().copy() for b, phi in enumerate(self.phi)
-                for e, logits in enumerate(phi)}
+        return self._distributions.arrays()
 
     def state_dict(self) -> dict[str, Tensor]:
         """model.*, momentum.*, counts.*, step; phi.B.E with adam.B.E.* and what latencies are known."""
-        state = self._weights.state_dict() | self._latency.state_dict()
-        for position, counts in enumerate(self._counts):
-            state[f"counts.{position}"] = torch.from_numpy(counts.copy())
-        for b, (phi, adam) in enumerate(zip(self.phi, self._adam)):
-            for e, logits in enumerate(phi):
-                state[f"phi.{b}.{e}"] = logits.detach().clone()
-                state |= {f"adam.{b}.{e}.{name}": value.clone() for name, value in adam.state.get(logits, {}).items()}
-        return state | {"step": torch.tensor(self.steps_done)}
+        return (self._weights.state_dict() | self._latency.state_dict() | self._counts.state_dict()
+                | self._distributions.state_dict() | {"step": torch.tensor(self.steps_done)})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._weights.load_state_dict(state)
         with fitting(self.supernet):
-            self._counts = [state[f"counts.{position}"].numpy().copy() for position in range(len(self._counts))]
-            for b, (phi, adam) in enumerate(zip(self.phi, self._adam)):
-                for e, logits in enumerate(phi):
-                    logits.data.copy_(state[f"phi.{b}.{e}"])
-                    prefix = f"adam.{b}.{e}."
-                    moments = {name.removeprefix(prefix): value.clone() for name, value in state.items()
-                               if name.startswith(prefix)}
-                    adam.state.pop(logits, None)
-                    if moments:
-                        adam.state[logits] = moments
+            self._counts.load_state_dict(state)
+            self._distributions.load_state_dict(state)
             self._latency.load_state_dict(state)
             self.steps_done = int(state["step"])
 
