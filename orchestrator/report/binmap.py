@@ -33,7 +33,7 @@ def last_chances(run: RunView, aim: int, bins: Sequence[int]) -> list[list[float
 
 
 def bin_map(run: RunView, aims: Sequence[str], names: Sequence[str], labels: Sequence[Sequence[str]]) -> go.Figure:
-    """Rows are bins, by group from the top; `aims` name the maps. Every epoch must have logits of these groups."""
+    """Rows are bins, by group from the top. `aims` name the maps, escaped; every epoch needs logits of the groups."""
     epochs = recorded_logits(run)
     rows = [(k, b) for k, of_group in enumerate(labels) for b in range(len(of_group))]
     y = [[escape(names[k]) for k, _ in rows], [escape(labels[k][b]) for k, b in rows]]
@@ -42,10 +42,10 @@ def bin_map(run: RunView, aims: Sequence[str], names: Sequence[str], labels: Seq
         chances = [[softmax(epochs[epoch][f"{a}.{k}"]) for k in range(len(names))] for epoch in sorted(epochs)]
         figure.add_heatmap(
             x=sorted(epochs), y=y, z=[[round(float(at[k][b]), 3) for at in chances] for k, b in rows],
-            zmin=0, zmax=1, colorscale="Blues", visible=a == 0, name=escape(aim), xgap=1, ygap=1,
+            zmin=0, zmax=1, colorscale="Blues", visible=a == 0, name=aim, xgap=1, ygap=1,
             colorbar={"title": {"text": "chance"}, "tickformat": ".0%", "thickness": 14},
             hovertemplate="epoch %{x}, %{y}: %{z:.0%}<extra></extra>")
-    buttons = [{"label": escape(aim), "method": "update", "args": [{"visible": [a == b for b in range(len(aims))]}]}
+    buttons = [{"label": aim, "method": "update", "args": [{"visible": [a == b for b in range(len(aims))]}]}
                for a, aim in enumerate(aims)]
     if len(buttons) > 1:
         figure.update_layout(updatemenus=[{"buttons": buttons, "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom",

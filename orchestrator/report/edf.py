@@ -15,8 +15,10 @@ from searchspaces.elite.found import FoundSpace
 from searchspaces.elite.space import EliteSpace, restricted
 from searchspaces.space import SearchSpace
 
-WINDOW = 0.1    # of the target, to either side
+WINDOW = 0.1    # of the cost that was aimed at, to either side
 LEAST = 5       # trials on a side, for its distribution to be drawn
+
+HALVES = ((0.0, 0.47), (0.55, 1.0))
 
 Errors = NDArray[np.float64]
 
@@ -58,11 +60,12 @@ def members(run: RunView, space: SearchSpace, groups: tuple[BinGroup, ...], bins
 
 
 def sides(run: RunView, inside_N: NDArray[np.bool_], found: FoundSpace, amount: str) -> tuple[Sides, Sides]:
-    """Of all trials with an accuracy, and of those within 10 % of the target. `amount`: the target as one reads it."""
+    """Of all trials with an accuracy, and of those that cost within 10 % of what was aimed at: the target, or where no
+    space's mean reaches that the nearest mean. `amount`: that, as one reads it."""
     error_N = 1 - run.numbers("accuracy")
     cost_N = run.numbers("latency_ms" if found.unit == "ms" else "madds")
     scored_N = np.isfinite(error_N)
-    near_N = scored_N & (np.abs(cost_N / found.target - 1) <= WINDOW)
+    near_N = scored_N & (np.abs(cost_N / found.aim - 1) <= WINDOW)
     return tuple(Sides(name, error_N[chosen & inside_N], error_N[chosen & ~inside_N])       # type: ignore[return-value]
                  for name, chosen in (("", scored_N), (f"{WINDOW:.0%} of {amount}", near_N)))
 
@@ -72,14 +75,13 @@ def edf_figure(compared: tuple[Sides, ...]) -> go.Figure | None:
     drawn = [sides for sides in compared if sides.enough]
     if not drawn:
         return None
-    figure = plain_figure("error (%)", "share of trials below")
+    figure = plain_figure("", "")
     figure.update_layout(margin={"t": 26}, legend={"x": 1, "y": 0.02, "xanchor": "right", "yanchor": "bottom",
                                                    "orientation": "v", "bgcolor": "rgba(255,255,255,.7)"})
     for number, one in enumerate(drawn):
         suffix = str(number + 1) if number else ""
-        left, right = number / len(drawn) + (0.04 if number else 0), (number + 1) / len(drawn) - (0.04, 0)[number]
-        domain = [left, right if len(drawn) > 1 else 1.0]
-        figure.update_layout({f"xaxis{suffix}": axis("error (%)") | {"domain": domain, "anchor": f"y{suffix}"},
+        left, right = (0.0, 1.0) if len(drawn) == 1 else HALVES[number]
+        figure.update_layout({f"xaxis{suffix}": axis("error (%)") | {"domain": [left, right], "anchor": f"y{suffix}"},
                               f"yaxis{suffix}": axis("share below" if not number else "") | {
                                   "anchor": f"x{suffix}", "range": [0, 1.02]}})
         ends = np.array([min(one.inside.min(), one.outside.min()), max(one.inside.max(), one.outside.max())])
@@ -90,7 +92,7 @@ def edf_figure(compared: tuple[Sides, ...]) -> go.Figure | None:
                                xaxis=f"x{suffix}", yaxis=f"y{suffix}", showlegend=not number,
                                hovertemplate=name + ": %{y:.0%} below %{x:.1f} %<extra></extra>")
         figure.add_annotation(text=one.window and f"within {one.window}" or "all trials", xref="paper", yref="paper",
-                              x=domain[0], y=1.0, xanchor="left", yanchor="bottom", showarrow=False,
+                              x=left, y=1.0, xanchor="left", yanchor="bottom", showarrow=False,
                               font={"size": 12, "color": INK})
     return figure
 
