@@ -34,6 +34,8 @@ class RunView:
     latency: pa.Table
     generated: list[dict[str, Any]]
     problems: tuple[str, ...]
+    elite: dict[str, Any]       # what a search for spaces found; empty for other runs
+    narrowed: bool              # has it a search for spaces of its own, with a report?
 
     def numbers(self, column: str) -> NDArray[np.float64]:
         """A column of the trials as float64, nan for null."""
@@ -83,7 +85,9 @@ def read_run(run_dir: Path) -> RunView:
         environment=_read_file(run_dir / "environment.json", dict, problems),
         state=_read_file(run_dir / "state.json", dict, problems, optional=True),
         events=_read_events(run_dir / "events.jsonl", problems),
-        trials=trials.sort_by("sequence"), latency=latency, generated=entries, problems=tuple(problems))
+        trials=trials.sort_by("sequence"), latency=latency, generated=entries,
+        elite=_read_file(run_dir / "elite.json", dict, problems, optional=True),
+        narrowed=(run_dir / "narrow" / "report.html").is_file(), problems=tuple(problems))
 
 
 def _read_file(path: Path, kind: type, problems: list[str], optional: bool = False) -> Any:

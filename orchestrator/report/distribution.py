@@ -42,7 +42,7 @@ def _map(epochs: dict[int, dict[str, list[float]]], budget: int, space: SearchSp
          visible: bool) -> go.Heatmap:
     order = sorted(epochs)
     decisions = len([key for key in epochs[order[0]] if key.startswith(f"{budget}.")])
-    p = [[_softmax(epochs[epoch][f"{budget}.{e}"]) for epoch in order] for e in range(decisions)]
+    p = [[softmax(epochs[epoch][f"{budget}.{e}"]) for epoch in order] for e in range(decisions)]
     names = [str(e) if space is None else escape(space.choices[e].name) for e in range(decisions)]
     values = [[_value(space, e, int(row.argmax())) for row in rows] for e, rows in enumerate(p)]
     return go.Heatmap(
@@ -55,7 +55,7 @@ def _value(space: SearchSpace | None, decision: int, token: int) -> str:
     return escape(str(space.choices[decision].values[token])) if space is not None else f"value {token}"
 
 
-def _softmax(logits: Any) -> NDArray[np.float64]:
+def softmax(logits: Any) -> NDArray[np.float64]:
     row = np.asarray(logits, dtype=np.float64)
     weights = np.exp(row - row.max())
     return weights / weights.sum()

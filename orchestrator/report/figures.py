@@ -32,7 +32,7 @@ def front_figure(run: RunView) -> go.Figure | None:
     known = np.isfinite(latency_ms) & np.isfinite(accuracy)
     if not known.any() and not run.models:
         return None
-    figure = _figure("latency (ms)", "validation accuracy (%)")
+    figure = plain_figure("latency (ms)", "validation accuracy (%)")
     front = run.front
     dominated = known.copy()
     dominated[front] = False
@@ -102,7 +102,7 @@ def prediction_figure(run: RunView) -> go.Figure | None:
     models = [m for m in run.models if isinstance(m.get("predicted_ms"), int | float)]
     if not len(predicted) and not models:
         return None
-    figure = _figure("measured latency (ms)", "predicted latency (ms)")
+    figure = plain_figure("measured latency (ms)", "predicted latency (ms)")
     ends = np.concatenate([predicted, measured, [m["latency_ms"] for m in models]])
     low, high = float(ends.min()) * 0.97, float(ends.max()) * 1.03
     figure.add_scatter(x=[low, high], y=[low, high], mode="lines", name="identity", hoverinfo="skip",
@@ -132,7 +132,7 @@ def hypervolume_figure(run: RunView) -> go.Figure | None:
     if history[-1] <= 0:
         return None
     steps = _steps(history)
-    figure = _figure("trial", "hypervolume (% of the final)")
+    figure = plain_figure("trial", "hypervolume (% of the final)")
     figure.add_scatter(x=steps + 1, y=_short(100 * history[steps] / history[-1]), mode="lines", name="hypervolume",
                        line={"shape": "hv", "color": COLOURS[4], "width": 2},
                        hovertemplate="after trial %{x}: %{y:.1f} %<extra></extra>")
@@ -159,7 +159,7 @@ def budget_lines(run: RunView) -> list[float]:
 def best_figure(run: RunView) -> go.Figure | None:
     """Best accuracy so far under each budget."""
     latency_ms, accuracy = run.numbers("latency_ms"), run.numbers("accuracy")
-    figure = _figure("trial", "best validation accuracy (%)")
+    figure = plain_figure("trial", "best validation accuracy (%)")
     for number, budget_ms in enumerate(budget_lines(run)):
         under = np.where((latency_ms <= budget_ms) & np.isfinite(accuracy), accuracy, -np.inf)
         if not np.isfinite(under).any():
@@ -180,7 +180,7 @@ def training_figure(run: RunView) -> go.Figure | None:
     epochs = [dict(e) for _, e in sorted({e["epoch"]: e for e in epochs}.items())]
     if not epochs:
         return None
-    figure = _figure("epoch", "loss")
+    figure = plain_figure("epoch", "loss")
     names = sorted({key for e in epochs for key, v in e.items()
                     if key.startswith("accuracy") and isinstance(v, int | float)})
     x = [e["epoch"] for e in epochs]
@@ -197,7 +197,7 @@ def training_figure(run: RunView) -> go.Figure | None:
                                                          "width": 2, "dash": ("solid", "dot", "dash")[number % 3]},
                            hovertemplate="epoch %{x}: %{y:.2f} %<extra>" + label + "</extra>")
     if names:
-        figure.update_layout(yaxis={"domain": [0.56, 1]}, xaxis={"anchor": "y2"}, yaxis2=_axis("accuracy (%)") | {
+        figure.update_layout(yaxis={"domain": [0.56, 1]}, xaxis={"anchor": "y2"}, yaxis2=axis("accuracy (%)") | {
             "domain": [0, 0.44], "anchor": "x"})
     return figure
 
@@ -228,7 +228,7 @@ def learning_figure(run: RunView) -> go.Figure | None:
     if not rows:
         return None
     x = [row["iteration"] for row in rows]
-    figure = _figure("iteration", "samples")
+    figure = plain_figure("iteration", "samples")
     for key, name, colour in (("trained", "trained", COLOURS[4]), ("trusted", "trusted to the critic", COLOURS[1])):
         figure.add_bar(x=x, y=[row[key] for row in rows], name=name, marker={"color": colour},
                        hovertemplate="iteration %{x}: %{y}<extra>" + name + "</extra>")
@@ -239,18 +239,18 @@ def learning_figure(run: RunView) -> go.Figure | None:
                            hovertemplate="iteration %{x}: %{y:.4f}<extra>" + name + "</extra>")
     return figure.update_layout(
         barmode="stack", bargap=0.15, yaxis={"domain": [0.56, 1]}, xaxis={"anchor": "y2"},
-        yaxis2=_axis("reward") | {"domain": [0, 0.44], "anchor": "x"})
+        yaxis2=axis("reward") | {"domain": [0, 0.44], "anchor": "x"})
 
 
-def _figure(x_title: str, y_title: str) -> go.Figure:
+def plain_figure(x_title: str, y_title: str) -> go.Figure:
     return go.Figure(layout={
         "template": "none", "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
         "margin": {"l": 64, "r": 16, "t": 8, "b": 48}, "paper_bgcolor": "white", "plot_bgcolor": "white",
-        "xaxis": _axis(x_title), "yaxis": _axis(y_title), "hovermode": "closest",
+        "xaxis": axis(x_title), "yaxis": axis(y_title), "hovermode": "closest",
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}}})
 
 
-def _axis(title: str) -> dict[str, Any]:
+def axis(title: str) -> dict[str, Any]:
     return {"title": {"text": title, "standoff": 8}, "gridcolor": GRID, "zeroline": False, "linecolor": "#9aa5b1",
             "ticks": "outside", "tickcolor": "#9aa5b1", "automargin": True}
 

@@ -24,6 +24,7 @@ from orchestrator.report import figures
 from orchestrator.report.data import RunView, column_numbers, read_run
 from orchestrator.report.distribution import distribution_figure
 from orchestrator.report.drawing import drawing_data
+from orchestrator.report.spaces import searches_spaces, spaces_section
 from orchestrator.report.views import agreements, views
 from searchspaces.errors import SpaceError
 from searchspaces.space import SearchSpace, Tokens
@@ -41,13 +42,14 @@ def write_report(run_dir: Path, space: SearchSpace | None = None) -> Path:
 def render(run: RunView, space: SearchSpace | None) -> str:
     """The page as text."""
     problems = list(run.problems)
-    payload = page_data(run, space, problems)
+    payload, spaces = page_data(run, space, problems), spaces_section(run, space, problems)
+    payload["figures"] |= spaces.figures
     templates = files("orchestrator.report") / "templates"
     # Template is safe here: values are inserted once and never scanned again.
     return Template((templates / "report.html").read_text()).substitute(
         title=escape(run.name), facts=_facts(run), badge=_badge(run), problems=_problems(problems),
         heading="Chosen architectures" if run.bare else "Handed-over models",
-        table=_table(run, len(payload["views"]) > 1), agreement=_agreement(run),
+        table=_table(run, len(payload["views"]) > 1), agreement=_agreement(run), spaces=spaces.html,
         commands=_commands(run, payload["views"]), environment=_environment(run),
         style=(templates / "report.css").read_text(), script=(templates / "report.js").read_text(),
         data=json_in_html(payload), plotly=get_plotlyjs())
@@ -63,7 +65,8 @@ def page_data(run: RunView, space: SearchSpace | None, problems: list[str]) -> d
     """Everything the page's script reads: one view per goal (figures, front, models, notes and the range of the
     slider), and what all of them share."""
     seen = views(run)
-    training, distribution = figures.training_figure(run), distribution_figure(run, space)
+    training = figures.training_figure(run)
+    distribution = None if searches_spaces(run) else distribution_figure(run, space)
     hidden = [] if training or _trains_a_supernet(run) else ["training"]
     return {"run": run.name, "views": [_view(label, view, space) for label, view in seen],
             "hidden": hidden + ([] if distribution else ["distribution"]),
