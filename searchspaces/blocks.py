@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from searchspaces.network import BatchNorm
+from searchspaces.graph import Graph, tensor_shapes
+from searchspaces.network import BatchNorm, GraphNetwork, same_conv
 
 ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6, "h_swish": F.hardswish}
 
@@ -35,11 +36,11 @@ def prefix_masks(sizes: Sequence[int]) -> Tensor:
 
 class ElasticDepthwise(nn.Module):
     """One filter of the largest size per channel; each smaller size is the centre of the next larger one, flattened,
-    times a learned matrix that all channels share and that starts as the identity."""
+    times a learned matrix that all channels share and that starts as the identity. `same`: padding as in TensorFlow."""
 
-    def __init__(self, channels: int, kernels: Sequence[int], stride: int) -> None:
+    def __init__(self, channels: int, kernels: Sequence[int], stride: int, same: bool = False) -> None:
         super().__init__()
-        self.kernels, self.stride = tuple(kernels), stride
+        self.kernels, self.stride, self.same = tuple(kernels), stride, same
         self.weight = nn.Parameter(torch.empty(channels, 1, self.kernels[-1], self.kernels[-1]))
         nn.init.kaiming_normal_(self.weight, mode="fan_out")
         self.matrices = nn.ParameterDict({f"to_{k}": nn.Parameter(torch.eye(k * k)) for k in self.kernels[:-1]})
@@ -56,16 +57,21 @@ class ElasticDepthwise(nn.Module):
         return weight
 
     def forward(self, x: Tensor, kernel: int) -> Tensor:
-        m = x.shape[1]
-        return F.conv2d(x, self.filters(kernel, m), stride=self.stride, padding=kernel // 2, groups=m)
+        return self._convolve(x, self.filters(kernel, x.shape[1]))
 
     def mixture(self, x: Tensor, weights_K: Tensor) -> Tensor:
-        """Depthwise convolution with the weighted sum of the zero-padded kernels."""
+        """Depthwise convolution with the weighted sum of the zero-padded kernels. Either way of padding adds as much
+        around a zero-padded kernel as it grew, so the centres stay where they are."""
         largest, m = self.kernels[-1], x.shape[1]
         total = torch.zeros_like(self.weight)
         for weight, kernel in zip(weights_K, self.kernels):
             total = total + weight * F.pad(self.filters(kernel, m), [(largest - kernel) // 2] * 4)
-        return F.conv2d(x, total, stride=self.stride, padding=largest // 2, groups=m)
+        return self._convolve(x, total)
+
+    def _convolve(self, x: Tensor, filters: Tensor) -> Tensor:
+        if self.same:
+            return same_conv(x, filters, self.stride, groups=x.shape[1])
+        return F.conv2d(x, filters, stride=self.stride, padding=filters.shape[-1] // 2, groups=x.shape[1])
 
 
 class ElasticSE(nn.Module):
@@ -102,14 +108,15 @@ class ElasticMBConv(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, mids: Sequence[int], kernels: Sequence[int], stride: int,
-                 activation: str, se_inners: Sequence[int] | None, shortcut: bool, *, eps: float = 1e-5) -> None:
+                 activation: str, se_inners: Sequence[int] | None, shortcut: bool, *, eps: float = 1e-5,
+                 same: bool = False) -> None:
         super().__init__()
         self.mids, self.se_inners, self.shortcut = tuple(mids), se_inners, shortcut
         self.activation = ACTIVATION[activation]
         largest = self.mids[-1]
         self.expand = nn.Conv2d(in_channels, largest, 1, bias=False)
         self.expand_bn = BatchNorm(largest, eps)
-        self.depthwise = ElasticDepthwise(largest, kernels, stride)
+        self.depthwise = ElasticDepthwise(largest, kernels, stride, same)
         self.depthwise_bn = BatchNorm(largest, eps)
         self.se = ElasticSE(mids, se_inners) if se_inners is not None else None
         self.project = nn.Conv2d(largest, out_channels, 1, bias=False)
@@ -156,6 +163,25 @@ class ElasticMBConv(nn.Module):
         _permute(self.se.expand.weight, inner, dim=1)
         _permute(self.se.reduce.weight, inner)
         _permute(self.se.reduce.bias, inner)
+
+
+def extracted(supernet: nn.Module, graph: Graph) -> GraphNetwork:
+    """The network of a graph with copies of its weights, in the mode of the supernet, whose tensors carry the graph's
+    names."""
+    shared = supernet.state_dict()
+    inputs = {node.name: node.shape for node in graph.nodes}
+    elastic = {name: module for name, module in supernet.named_modules() if isinstance(module, ElasticDepthwise)}
+    weights = {}
+    for node in graph.nodes[1:]:
+        for suffix, shape in tensor_shapes(node, inputs[node.inputs[0]]).items():
+            name = f"{node.name}.{suffix}"
+            if node.name in elastic:
+                weights[name] = elastic[node.name].filters(shape[-1], shape[0]).detach().clone()
+            else:
+                weights[name] = shared[name][tuple(slice(size) for size in shape)].clone()
+    network = GraphNetwork(graph, weights).train(supernet.training)
+    # Depthwise layers run about 1.5 times as fast; copies made with `.contiguous()` are plain again.
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _norm_tensors(norm: BatchNorm) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from searchspaces.darts.space import Darts, DartsS16
+from searchspaces.efficientnet_lite.space import EfficientNetLite, EfficientNetLiteS
 from searchspaces.elite.space import EliteSpace, tokens_of_ranges
 from searchspaces.errors import ConfigError
 from searchspaces.expanded.space import Expanded, ExpandedS16
@@ -35,6 +36,8 @@ SPACES: dict[str, type[SearchSpace]] = {
     "proxylessnas": ProxylessNas,
     "proxylessnas-s32": ProxylessNasS32,
     "proxylessnas-s16": ProxylessNasS16,
+    "efficientnet_lite": EfficientNetLite,
+    "efficientnet_lite-s": EfficientNetLiteS,
     "expanded": Expanded,
     "expanded-s16": ExpandedS16,
 }

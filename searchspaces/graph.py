@@ -32,6 +32,14 @@ def conv_out(size: int, kernel: int, stride: int, dilation: int = 1) -> int:
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
+def same_pads(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after a side in TensorFlow's "SAME" padding, whose output is ceil(size / stride) wide. An odd
+    number puts one more after, so a stride of 2 on an even side looks half a stride further than `kernel // 2` would.
+    """
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
 def make_divisible(value: float, divisor: int = 8) -> int:
     """Nearest multiple of `divisor`, never below 90 % of `value` (specification 1.2, after OFA)."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
@@ -40,8 +48,9 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 @dataclass(frozen=True)
 class Node:
-    """One operator. `attributes` by op: conv {kernel, stride, groups, dilation, bias}, linear {bias},
-    batch_norm {eps, affine}, avg_pool/max_pool {kernel, stride, padding}, zeros {} (a map of zeros of `shape`)."""
+    """One operator. `attributes` by op: conv {kernel, stride, groups, dilation, bias} and {same} where it pads as
+    TensorFlow does (`conv_pads`), linear {bias}, batch_norm {eps, affine}, avg_pool/max_pool {kernel, stride, padding},
+    zeros {} (a map of zeros of `shape`)."""
 
     name: str
     op: Op
@@ -105,6 +114,17 @@ def tensor_shapes(node: Node, input_shape: tuple[int, ...]) -> dict[str, tuple[i
     return {}
 
 
+def conv_pads(node: Node, input_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Zeros that a convolution adds above, left, below and right of its input."""
+    kernel, stride, dilation = (int(node.attributes[key]) for key in ("kernel", "stride", "dilation"))
+    if not node.attributes.get("same", False):
+        padding = dilation * (kernel // 2)
+        return padding, padding, padding, padding
+    reach = dilation * (kernel - 1) + 1
+    (top, bottom), (left, right) = (same_pads(side, reach, stride) for side in input_shape[1:])
+    return top, left, bottom, right
+
+
 def node_madds(node: Node, input_shape: tuple[int, ...]) -> int:
     """Multiply-adds of one node: C_in C_out k^2 H_out W_out / groups, or in * out; 0 for everything else."""
     if node.op in ("conv", "linear"):
@@ -144,14 +164,16 @@ class GraphBuilder:
         self._blocks.append((name, stage, label, settings, key, len(self._nodes)))
 
     def conv(self, x: str, name: str, out: int, kernel: int, stride: int = 1, *, groups: int = 1, dilation: int = 1,
-             bias: bool = False) -> str:
+             bias: bool = False, same: bool = False) -> str:
+        """`same`: padding as TensorFlow's "SAME" instead of `dilation * (kernel // 2)` on every side."""
         whole(f"conv '{name}'", out=out, kernel=kernel, stride=stride, groups=groups, dilation=dilation)
         channels, *size = self._map(x, f"conv '{name}'")
         if channels % groups or out % groups:
             raise SpaceError(f"conv '{name}' has {groups} groups, which must divide its {channels} input and {out} "
                              "output channels")
-        height, width = (conv_out(side, kernel, stride, dilation) for side in size)
+        height, width = (-(-side // stride) if same else conv_out(side, kernel, stride, dilation) for side in size)
         attributes = {"kernel": kernel, "stride": stride, "groups": groups, "dilation": dilation, "bias": bias}
+        attributes |= {"same": True} if same else {}
         return self._add(Node(name, "conv", (x,), (out, height, width), attributes))
 
     def batch_norm(self, x: str, name: str, *, eps: float = 1e-5, affine: bool = True) -> str:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from searchspaces.graph import INPUT, Graph, Node
+from searchspaces.graph import INPUT, Graph, Node, conv_pads, same_pads
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -30,6 +30,17 @@ class BatchNorm(nn.BatchNorm2d):
 class _Conv(nn.Conv2d):
     def reset_parameters(self) -> None:
         """Nothing: `initialise` or a copy of trained weights fills the tensors, once."""
+
+
+class _PaddedConv(_Conv):
+    """`pads`: zeros left, right, above and below, where those of a convolution of torch would not be equal."""
+
+    def __init__(self, *args: Any, pads: Sequence[int]) -> None:
+        super().__init__(*args)
+        self.pads = tuple(pads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, self.pads))
 
 
 class _Linear(nn.Linear):
@@ -51,13 +62,24 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(child.bias)
 
 
-def _layer(node: Node, in_channels: int) -> nn.Module | None:
+def same_conv(x: Tensor, weight: Tensor, stride: int, groups: int = 1) -> Tensor:
+    """A convolution with TensorFlow's "SAME" padding, which depends on the size of x."""
+    (top, bottom), (left, right) = (same_pads(side, weight.shape[-1], stride) for side in x.shape[2:])
+    if (top, left) == (bottom, right):
+        return F.conv2d(x, weight, stride=stride, padding=(top, left), groups=groups)
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, stride=stride, groups=groups)
+
+
+def _layer(node: Node, input_shape: tuple[int, ...]) -> nn.Module | None:
     """The module of a node that owns tensors, None for all others."""
-    a = node.attributes
+    a, in_channels = node.attributes, input_shape[0]
     if node.op == "conv":
-        kernel, dilation = int(a["kernel"]), int(a["dilation"])
-        return _Conv(in_channels, node.shape[0], kernel, int(a["stride"]), dilation * (kernel // 2), dilation,
-                     int(a["groups"]), bool(a["bias"]))
+        top, left, bottom, right = conv_pads(node, input_shape)
+        before = (in_channels, node.shape[0], int(a["kernel"]), int(a["stride"]))
+        after = (int(a["dilation"]), int(a["groups"]), bool(a["bias"]))
+        if (top, left) == (bottom, right):
+            return _Conv(*before, (top, left), *after)
+        return _PaddedConv(*before, 0, *after, pads=(left, right, top, bottom))
     if node.op == "batch_norm":
         return BatchNorm(in_channels, float(a["eps"]), bool(a["affine"]))
     if node.op == "linear":
@@ -117,7 +139,7 @@ class GraphNetwork(nn.Module):
         shapes = {node.name: node.shape for node in graph.nodes}
         self._layers: dict[str, nn.Module] = {}
         for node in graph.nodes[1:]:
-            layer = _layer(node, shapes[node.inputs[0]][0])
+            layer = _layer(node, shapes[node.inputs[0]])
             if layer is not None:
                 self._layers[node.name] = layer
                 self._attach(node.name, layer)

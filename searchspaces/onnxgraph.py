@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from searchspaces.errors import SpaceError
-from searchspaces.graph import INPUT, Graph, Node, tensor_shapes
+from searchspaces.graph import INPUT, Graph, Node, conv_pads, tensor_shapes
 
 IMAGES, LOGITS = "images", "logits"
 OPSET = 17            # the runtime's layout optimiser knows every operator used here at this version
@@ -114,8 +114,8 @@ class _Writer:
 
     def _conv(self, node: Node) -> None:
         a = node.attributes
-        kernel, dilation = int(a["kernel"]), int(a["dilation"])
-        shapes = tensor_shapes(node, self._node[node.inputs[0]].shape)
+        shape = self._node[node.inputs[0]].shape
+        shapes = tensor_shapes(node, shape)
         norm = self._folded.get(node.name)
         names = [self._value[node.inputs[0]], f"{node.name}.weight"]
         if norm is None and not a["bias"]:
@@ -128,8 +128,8 @@ class _Writer:
             else:
                 self._tensor(names[1], shapes["weight"])
                 self._tensor(names[2], (node.shape[0],))
-        self._emit(node, "Conv", names, kernel_shape=[kernel] * 2, strides=[int(a["stride"])] * 2,
-                   dilations=[dilation] * 2, group=int(a["groups"]), pads=[dilation * (kernel // 2)] * 4)
+        self._emit(node, "Conv", names, kernel_shape=[int(a["kernel"])] * 2, strides=[int(a["stride"])] * 2,
+                   dilations=[int(a["dilation"])] * 2, group=int(a["groups"]), pads=conv_pads(node, shape))
 
     def _fold(self, conv: Node, norm: Node, shapes: Mapping[str, tuple[int, ...]]) -> tuple[NDArray[np.float32], ...]:
         """Weight and bias of `conv` with `norm` folded in (equation in the module docstring)."""

@@ -15,9 +15,9 @@ PACKAGES = ("searchspaces", "actors", "orchestrator")
 PLAN: tuple[tuple[str, ...], ...] = (
     # what can be built
     ("searchspaces",),                                        # contracts and shared parts
-    ("searchspaces/darts", "searchspaces/elite", "searchspaces/expanded", "searchspaces/mnas",
-     "searchspaces/mobilenetv3", "searchspaces/nasbench201", "searchspaces/proxylessnas", "searchspaces/trained",
-     "searchspaces/training"),
+    ("searchspaces/darts", "searchspaces/efficientnet_lite", "searchspaces/elite", "searchspaces/expanded",
+     "searchspaces/mnas", "searchspaces/mobilenetv3", "searchspaces/nasbench201", "searchspaces/proxylessnas",
+     "searchspaces/trained", "searchspaces/training"),
     ("searchspaces/catalogue.py",),                           # the spaces by name
     # what lives on another process and holds something
     ("actors",),                                              # data, devices, the evaluator contract

@@ -26,6 +26,7 @@ from orchestrator.report.page import write_report
 from orchestrator.run.stages.measure import above_slowest
 from orchestrator.services.context import RunContext, data_and_space
 from orchestrator.services.delivery import Delivery, restored_controller, slowest_ms
+from orchestrator.services.pretrained import preprocessing_for
 from orchestrator.services.services import Services
 from orchestrator.services.workbench import cluster_bench, local_bench
 from searchspaces.errors import BudgetError, StoreError
@@ -49,7 +50,7 @@ def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | Non
     goal = goal_named(read_goals(store, config), target)
     check_budgets(store, goal, budgets_ms, console)
     splits, space = data_and_space(config)
-    preprocessing = Preprocessing.fit(splits.train, input_shape(space)[1])
+    preprocessing = preprocessing_for(config, splits.train, input_shape(space)[1])
     delivery = Delivery(config, store, space, splits, preprocessing, goal,
                         restored_controller(store, config, space, goal))
     started = time.perf_counter()

@@ -17,6 +17,7 @@ from orchestrator.config import Config, Plugin, load_config
 from orchestrator.record.store import RunStore, find_run, read_json, write_json
 from orchestrator.services.context import RunContext
 from orchestrator.services.panel import Panel
+from orchestrator.services.pretrained import started
 from orchestrator.services.recipes import supernet_settings
 from orchestrator.services.states import intact_state, save_state
 from searchspaces.catalogue import ELITE, make_space
@@ -24,6 +25,7 @@ from searchspaces.elite.found import FoundSpace
 from searchspaces.elite.space import ranges_of_tokens, restricted
 from searchspaces.elite.supernet import EliteSupernet
 from searchspaces.errors import ConfigError, StoreError
+from searchspaces.supernet import Supernet
 from searchspaces.training.spaces import SpaceOfSpaces
 from searchspaces.training.training import Schedule
 from searchspaces.training.weights import fitting
@@ -95,7 +97,7 @@ def _tokens(space: Any, found: Sequence[dict[str, Any]], aim: int | None, name: 
 
 
 def check_inheritance(config: Config, classes: int, channels: int) -> None:
-    """ConfigError where the weights of `space.run` are of another dataset's shape."""
+    """ConfigError where the weights of `space.run` are of another dataset's shape, or see pixels scaled otherwise."""
     folder = inherited_from(config)
     if folder is None or not (folder / FILE).exists():
         return
@@ -104,6 +106,10 @@ def check_inheritance(config: Config, classes: int, channels: int) -> None:
         raise ConfigError(f"run '{folder.name}' trained for {found['classes']} classes and {found['channels']} "
                           f"channels, the dataset has {classes} and {channels}; use the same dataset, or leave out "
                           "space.run and give base and ranges, as the config.yaml of a run that used it has them")
+    start = load_config(folder / "config.yaml").supernet.start
+    if start != config.supernet.start:
+        raise ConfigError(f"run '{folder.name}' has supernet.start {start!r}, this one {config.supernet.start!r}; give "
+                          "both the same, because it says how pixels are scaled")
 
 
 def inherited_from(config: Config) -> Path | None:
@@ -118,20 +124,29 @@ def freeze_weights(store: RunStore, config: Config) -> None:
         save_state(store, INHERITED, dict(load_weights(folder / "checkpoints")[1]))
 
 
-def begin_with_inherited(run: RunContext) -> None:
-    """Makes the inherited weights the supernet's first checkpoint, of epoch 0; does nothing where there is one."""
-    folder = run.store.path / "checkpoints"
-    if inherited_from(run.config) is None or read_newest(folder, NAME) is not None:
+def begin_with_given(run: RunContext) -> None:
+    """Makes weights that are given the supernet's first checkpoint, of epoch 0: those inherited, else those of
+    `supernet.start`. Does nothing where there is a checkpoint, or none are given."""
+    folder, start = run.store.path / "checkpoints", run.config.supernet.start
+    inherits = inherited_from(run.config) is not None
+    if (start is None and not inherits) or read_newest(folder, NAME) is not None:
         return
-    weights = intact_state(run.store, INHERITED)
-    if weights is None:
-        run.progress.note("the inherited weights are missing or damaged: the supernet starts afresh")
+    supernet = _inheriting(run) if inherits or start is None else started(start, run.config.seed, run.space)
+    if supernet is None:
         return
-    supernet = run.space.make_supernet()
-    assert isinstance(supernet, EliteSupernet)
-    with fitting(supernet):
-        supernet.base.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
     method = supernet_settings(run.config, *run.services.trained_for()).training
     training = method.start(supernet, Schedule(run.config.supernet.epochs, 1, run.config.seed))
     write_checkpoint(folder, NAME, 0, training.state_dict(), {
         "space_id": run.space.space_id, "epoch": 0, "version": 0, "step": 0, "progress": {}})
+
+
+def _inheriting(run: RunContext) -> Supernet | None:
+    weights = intact_state(run.store, INHERITED)
+    if weights is None:
+        run.progress.note("the inherited weights are missing or damaged: the supernet starts afresh")
+        return None
+    supernet = run.space.make_supernet()
+    assert isinstance(supernet, EliteSupernet)
+    with fitting(supernet):
+        supernet.base.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
+    return supernet

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from searchspaces.blocks import ElasticDepthwise, ElasticMBConv, batch_norm
-from searchspaces.graph import make_divisible, tensor_shapes
+from searchspaces.blocks import ElasticMBConv, batch_norm, extracted
+from searchspaces.graph import make_divisible
 from searchspaces.mobilenetv3.skeleton import (
     DEPTHS,
     FINAL_CHANNELS,
@@ -101,23 +101,7 @@ class MobileNetV3Supernet(Supernet):
         return self.head["linear"](self.dropout(x))
 
     def extract(self, tokens_T: Tokens) -> GraphNetwork:
-        graph = self.space.graph(tokens_T)
-        shared = self.state_dict()
-        inputs = {node.name: node.shape for node in graph.nodes}
-        weights = {}
-        for node in graph.nodes[1:]:
-            for suffix, shape in tensor_shapes(node, inputs[node.inputs[0]]).items():
-                scope, _, leaf = node.name.rpartition(".")
-                if leaf == "depthwise" and scope.startswith("unit"):
-                    depthwise = self.get_submodule(node.name)
-                    assert isinstance(depthwise, ElasticDepthwise)
-                    weights[f"{node.name}.{suffix}"] = depthwise.filters(shape[-1], shape[0]).detach().clone()
-                else:
-                    name = f"{node.name}.{suffix}"
-                    weights[name] = shared[name][tuple(slice(size) for size in shape)].clone()
-        network = GraphNetwork(graph, weights).train(self.training)
-        # Depthwise layers run about 1.5 times as fast; copies made with `.contiguous()` are plain again.
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return extracted(self, self.space.graph(tokens_T))
 
     def sort_channels(self) -> None:
         """Sorts every layer's channels by importance; the largest network computes the same function as before."""

@@ -98,6 +98,7 @@ def test_shipped_spaces_are_certified(name: str) -> None:
     smaller = {"mobilenetv3": {"resolution": 48}, "nasbench201": {"cells": 2},  # the same code in less time
                "darts": {"cells": 3, "width": 4, "resolution": 8},
                "proxylessnas": {"width": 0.25, "resolution": 64},
+               "efficientnet_lite": {"width": 0.25, "resolution": [33, 48]},
                "expanded": {"depth": 8, "width": 64, "resolution": 8}}
     assert check_space(make_space(name, classes=7, channels=2, options=smaller.get(name, {}))) == []
 

@@ -15,7 +15,7 @@ import numpy as np
 from orchestrator.run.stages.collapse import collapsed
 from orchestrator.services.context import RunContext
 from orchestrator.services.distributions import save_distributions
-from orchestrator.services.elite import begin_with_inherited
+from orchestrator.services.elite import begin_with_given
 from orchestrator.services.evaluation import measure_architectures
 from searchspaces.space import Tokens
 
@@ -30,7 +30,7 @@ def train(run: RunContext) -> None:
         run.progress.note(f"accuracies come from {source}: no supernet is trained")
         run.store.update_state(weights_version=0)
         return
-    begin_with_inherited(run)
+    begin_with_given(run)
     version = train_epochs(run)
     save_distributions(run)
     run.store.update_state(weights_version=version)

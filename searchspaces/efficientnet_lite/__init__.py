@@ -1,0 +1,1 @@
+"""Elastic EfficientNet-Lite, whose weights come from ImageNet."""
