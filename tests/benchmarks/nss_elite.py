@@ -189,7 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study = Study(options)
     search = study.done("search", study.search)
     print("\n".join(search["texts"]))
-    rows, shared_errors, alone = {}, {}, {}
+    rows: dict[tuple[float, str], Tokens] = {}
+    shared_errors: dict[tuple[float, str], NDArray[np.float64]] = {}
+    alone: dict[tuple[float, str], NDArray[np.float64]] = {}
     for target, bins in zip(options.targets, search["bins"]):
         for side in SIDES:
             rows[target, side] = study.members(side, target, bins, options.members)

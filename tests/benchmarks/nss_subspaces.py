@@ -1,6 +1,7 @@
 """Does it pay to search the space first? NSS then PNAG against PNAG on NAS-Bench-201, at equal numbers of look-ups.
 
-    python -m tests.benchmarks.nss_subspaces [--evaluations 100] [--seeds 3] [--setups one all] [--folder DIR]
+    python -m tests.benchmarks.nss_subspaces [--evaluations 100] [--seeds 3] [--setups one all]
+        [--controllers pnag random] [--folder DIR]
 
 There is no supernet here, so the task loss of a space is a black box: `sampled_mean` of the tabulated validation
 error, plus |mean latency / budget - 1|, both of the same cells. Every distinct cell that NSS asks for is an evaluation;
@@ -200,12 +201,17 @@ def best(table: Table, rows: Sequence[int], budget_ms: float) -> int | None:
     return max(met, key=lambda row: table.accuracy[row]) if met else None
 
 
+def ways(options: argparse.Namespace, setup: str) -> list[tuple[str, str, str]]:
+    """One space of single operations is one cell: nothing to search."""
+    return [way for way in WAYS if way[1] in options.controllers and (setup == "all" or way[2] != "single")]
+
+
 def pieces(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for evaluations in options.evaluations:
         for seed in range(options.seeds):
             for setup in options.setups:
                 for device in DEVICES:
-                    for way in (way for way in WAYS if setup == "all" or way[2] != "single"):
+                    for way in ways(options, setup):
                         for aim in AIMS if setup == "one" else (-1,):
                             yield {"evaluations": evaluations, "setup": setup, "seed": seed, "device": device,
                                    "way": list(way), "aim": aim}
@@ -255,6 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--evaluations", nargs="+", type=int, default=[100])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--setups", nargs="+", choices=("one", "all"), default=["one", "all"])
+    parser.add_argument("--controllers", nargs="+", choices=("pnag", "random"), default=["pnag", "random"])
     parser.add_argument("--folder", type=Path, default=Path("/tmp/nss_subspaces"))
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
