@@ -25,7 +25,7 @@ from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.controller import Answer, Observation, Task
 from searchspaces.errors import ConfigError, DataError, ParetorayError
 from searchspaces.nasbench201.space import NasBench201
-from searchspaces.space import Tokens
+from searchspaces.space import SearchSpace, Tokens
 
 OP_COLUMNS = ("op_01", "op_02", "op_12", "op_03", "op_13", "op_23")
 STEP = 8  # cells looked up between two calls of the controller
@@ -63,25 +63,31 @@ class Run:
     chosen: list[int | None]
 
 
-def search(table: Table, budgets_ms: Sequence[float], evaluations: int, seed: int, controller_name: str) -> Run:
-    """One run against the table as target and as evaluator; every look-up gives accuracy and latency."""
+def search(table: Table, budgets_ms: Sequence[float], evaluations: int, seed: int, controller_name: str,
+           space: SearchSpace | None = None, known: Sequence[int] = ()) -> Run:
+    """One run against the table as target and as evaluator; every look-up gives accuracy and latency. `space`: one with
+    the table's tokens, where that is not all of NAS-Bench-201; `known`: rows looked up before, at no further cost."""
     if not budgets_ms or min(budgets_ms) <= 0:
         raise ConfigError(f"budgets are {list(budgets_ms)}; give at least one positive number of ms")
-    evaluations = min(evaluations, len(table.arch_index))
+    evaluations = min(evaluations, len(table.arch_index) - len(known))
     row_of = {tokens.tobytes(): row for row, tokens in enumerate(table.tokens_NT)}
-    task = Task(tuple(budgets_ms), evaluations, seed)
-    controller = make_controller(controller_name, NasBench201(), task, {})
+    task = Task(tuple(budgets_ms), evaluations + len(known), seed)
+    controller = make_controller(controller_name, space or NasBench201(), task, {})
     looked_up: list[int] = []
+    controller.observe([observation(table, row) for row in known])
     while len(looked_up) < evaluations:
         proposals = controller.propose(min(STEP, evaluations - len(looked_up)))
         if not proposals:
             break
         rows = [row_of[proposal.tokens.tobytes()] for proposal in proposals]
         looked_up += rows
-        controller.observe([Observation(table.tokens_NT[row], float(table.accuracy[row]) / 100,
-                                        float(table.latency_ms[row])) for row in rows])
-    answers = controller.generate(budgets_ms, alternatives=evaluations)
+        controller.observe([observation(table, row) for row in rows])
+    answers = controller.generate(budgets_ms, alternatives=evaluations + len(known))
     return Run(looked_up, [_choice(options, row_of) for options in answers])
+
+
+def observation(table: Table, row: int) -> Observation:
+    return Observation(table.tokens_NT[row], float(table.accuracy[row]) / 100, float(table.latency_ms[row]))
 
 
 def _choice(options: Sequence[Answer], row_of: dict[bytes, int]) -> int | None:
