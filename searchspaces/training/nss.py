@@ -43,6 +43,9 @@ from searchspaces.training.spaces import (
 from searchspaces.training.training import Batch, Schedule, Training
 from searchspaces.training.weights import WeightOptimizer, WeightSettings, fitting
 
+# Logits start equal, and Adam moves one by about the learning rate per step: with less way to go a distribution ends
+# undecided, with much more it ends where the noise of the last steps took it (docs/nss.md, "Measured").
+REACH, LARGEST_RATE = 25.0, 0.5
 DRAWS = {"architecture": 1, "weights": 2, "cost": 3}    # what random numbers of one step are for
 
 
@@ -60,6 +63,7 @@ class NssSettings:
     """`latency`: by label of an aim, the model that predicts ms. `cost_weight`: lambda. `task_weight`: of the
     cross-entropy; 0 leaves the cost alone, a control. `warm_up`: share of the epochs. `full`: does warm-up train the
     largest values more often? `hard`: straight-through draws. `samples`: networks for a mean that has no closed form.
+    `learning_rate`: of the logits; None: so large that an aim's steps together can carry one by REACH.
     """
 
     aims: tuple[SpaceAim, ...]
@@ -68,7 +72,7 @@ class NssSettings:
     cost_weight: float = 1.0
     task_weight: float = 1.0
     hinge: bool = False
-    learning_rate: float = 0.03
+    learning_rate: float | None = None
     weight_decay: float = 1e-3
     first_temperature: float = 5.0
     last_temperature: float = 0.001
@@ -85,7 +89,8 @@ class NssSettings:
                  all(aim.target > 0 for aim in self.aims), "a space is to cost something, so it must be above 0"),
                 ("cost_weight", self.cost_weight, self.cost_weight >= 0, "it must be at least 0"),
                 ("task_weight", self.task_weight, self.task_weight >= 0, "it must be at least 0"),
-                ("learning_rate", self.learning_rate, self.learning_rate > 0, "it must be above 0"),
+                ("learning_rate", self.learning_rate, self.learning_rate is None or self.learning_rate > 0,
+                 "it must be above 0"),
                 ("last_temperature", self.last_temperature,
                  0 < self.last_temperature <= self.first_temperature,
                  f"it must be above 0 and at most first_temperature, {self.first_temperature:g}"),
@@ -123,9 +128,11 @@ class NssTraining(Training):
         self.targets = [self._target(aim) for aim in settings.aims]
         self._full_T = supernet.space.extremes()[1]
         self._warm_up = warm_up_epochs(settings.warm_up, schedule.epochs) * schedule.steps_per_epoch
+        self.learning_rate = settings.learning_rate or min(
+            REACH * len(settings.aims) / (schedule.steps - self._warm_up), LARGEST_RATE)
         self._distributions = Distributions(
             "theta", [[torch.zeros(len(group), dtype=torch.float64) for group in self.spaces.groups]
-                      for _ in settings.aims], settings.learning_rate, settings.weight_decay, betas=(0.5, 0.999))
+                      for _ in settings.aims], self.learning_rate, settings.weight_decay, betas=(0.5, 0.999))
         self.theta = self._distributions.logits
         self._weights = WeightOptimizer(self.supernet, settings.weights, schedule.steps)
         self._counts = UpdateCounts(supernet.space)
@@ -191,9 +198,9 @@ class NssTraining(Training):
         gradients = torch.autograd.grad(total, theta, materialize_grads=True)    # 0: a group that costs nothing
         for logits, gradient in zip(theta, gradients):
             logits.grad = gradient
-        if not self._distributions.step(turn, self.reduce_gradients, settings.learning_rate):
+        if not self._distributions.step(turn, self.reduce_gradients, self.learning_rate):
             raise EvaluationError(f"the gradients of the space distribution are not finite at step {self.steps_done}; "
-                                  f"lower controller.learning_rate, now {settings.learning_rate}, or supernet."
+                                  f"lower controller.learning_rate, now {self.learning_rate:.4g}, or supernet."
                                   f"learning_rate, now {settings.weights.lr}")
         return {"validation_loss": float(task.detach()), "cost_loss": float(cost.detach())}
 
