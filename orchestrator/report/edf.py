@@ -90,8 +90,8 @@ def edf_figure(compared: tuple[Sides, ...]) -> go.Figure | None:
             figure.add_scatter(x=100 * x, y=y, mode="lines", name=name, line={"shape": "hv", **look},
                                xaxis=f"x{suffix}", yaxis=f"y{suffix}", showlegend=not number,
                                hovertemplate=name + ": %{y:.0%} below %{x:.1f} %<extra></extra>")
-        figure.add_annotation(text=f"cost within {WINDOW:.0%}" if one.window else "all trials", xref="paper", yref="paper",
-                              x=left, y=1.0, xanchor="left", yanchor="bottom", showarrow=False,
+        figure.add_annotation(text=f"cost within {WINDOW:.0%}" if one.window else "all trials", xref="paper",
+                              yref="paper", x=left, y=1.0, xanchor="left", yanchor="bottom", showarrow=False,
                               font={"size": 12, "color": INK})
     return figure
 
