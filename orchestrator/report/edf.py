@@ -76,8 +76,7 @@ def edf_figure(compared: tuple[Sides, ...]) -> go.Figure | None:
     if not drawn:
         return None
     figure = plain_figure("", "")
-    figure.update_layout(margin={"t": 26}, legend={"x": 1, "y": 0.02, "xanchor": "right", "yanchor": "bottom",
-                                                   "orientation": "v", "bgcolor": "rgba(255,255,255,.7)"})
+    figure.update_layout(margin={"t": 48}, legend={"x": 0, "y": 1.13})     # above the panels' titles
     for number, one in enumerate(drawn):
         suffix = str(number + 1) if number else ""
         left, right = (0.0, 1.0) if len(drawn) == 1 else HALVES[number]
@@ -91,8 +90,8 @@ def edf_figure(compared: tuple[Sides, ...]) -> go.Figure | None:
             figure.add_scatter(x=100 * x, y=y, mode="lines", name=name, line={"shape": "hv", **look},
                                xaxis=f"x{suffix}", yaxis=f"y{suffix}", showlegend=not number,
                                hovertemplate=name + ": %{y:.0%} below %{x:.1f} %<extra></extra>")
-        figure.add_annotation(text=one.window and f"within {one.window}" or "all trials", xref="paper", yref="paper",
-                              x=left, y=1.0, xanchor="left", yanchor="bottom", showarrow=False,
+        figure.add_annotation(text=f"cost within {WINDOW:.0%}" if one.window else "all trials", xref="paper",
+                              yref="paper", x=left, y=1.0, xanchor="left", yanchor="bottom", showarrow=False,
                               font={"size": 12, "color": INK})
     return figure
 

@@ -74,7 +74,8 @@ def draws_table(spaces: Spaces, found: FoundSpace) -> str:
     by_bins = {draw.bins: draw for draw in found.draws}
     body = "".join(
         f'<tr{" class=chosen" if bins == found.bins else ""}><td>{count}</td>'
-        f"<td>{amount(by_bins[bins].mean, found.unit)}</td><td>{by_bins[bins].deviation:+.1%}</td>"
+        f"<td>{amount(by_bins[bins].mean, found.unit).removesuffix(' multiply-adds')}</td>"
+        f"<td>{by_bins[bins].deviation:+.1%}</td>"
         f"<td>{_chance(by_bins[bins].log_p)}</td><td>{escape(_differences(spaces, bins, found.bins))}</td></tr>"
         for bins, count in rows.items())
     head = "".join(f"<th>{name}</th>" for name in HEAD)
