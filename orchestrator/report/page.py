@@ -6,30 +6,25 @@ from a run (names, configuration, errors) reaches the page escaped, as text or a
 from __future__ import annotations
 
 import json
-import time
 from html import escape
 from importlib.resources import files
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from string import Template
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from orchestrator.record.progress import quantity
-from orchestrator.record.store import run_arguments, write_text
-from orchestrator.report import figures
-from orchestrator.report.data import RunView, column_numbers, read_run
+from orchestrator.record.store import write_text
+from orchestrator.report import figures, sections
+from orchestrator.report.data import RunView, read_run
 from orchestrator.report.distribution import distribution_figure
 from orchestrator.report.drawing import drawing_data
 from orchestrator.report.spaces import searches_spaces, spaces_section
-from orchestrator.report.views import agreements, views
+from orchestrator.report.views import views
 from searchspaces.errors import SpaceError
 from searchspaces.space import SearchSpace, Tokens
-
-FINISHED = "done"  # the last Stage of orchestrator/run/search.py
 
 
 def write_report(run_dir: Path, space: SearchSpace | None = None) -> Path:
@@ -47,10 +42,11 @@ def render(run: RunView, space: SearchSpace | None) -> str:
     templates = files("orchestrator.report") / "templates"
     # Template is safe here: values are inserted once and never scanned again.
     return Template((templates / "report.html").read_text()).substitute(
-        title=escape(run.name), facts=_facts(run), badge=_badge(run), problems=_problems(problems),
+        title=escape(run.name), facts=sections.facts(run), badge=sections.badge(run),
+        problems=sections.problem_list(problems),
         heading="Chosen architectures" if run.bare else "Handed-over models",
-        table=_table(run, len(payload["views"]) > 1), agreement=_agreement(run), spaces=spaces.html,
-        commands=_commands(run, payload["views"]), environment=_environment(run),
+        table=sections.table(run, len(payload["views"]) > 1), agreement=sections.agreement(run), spaces=spaces.html,
+        commands=sections.commands(run, payload["views"]), environment=sections.environment(run),
         style=(templates / "report.css").read_text(), script=(templates / "report.js").read_text(),
         data=json_in_html(payload), plotly=get_plotlyjs())
 
@@ -108,19 +104,11 @@ def _model(row: dict[str, Any]) -> dict[str, Any]:
     keys = ("arch_id", "budget_ms", "latency_ms", "latency_stderr_ms", "predicted_ms", "accuracy", "test_accuracy",
             "madds", "params", "text")
     onnx = row.get("onnx")
-    return {key: _finite(row.get(key)) for key in keys} | {"file": onnx, "href": safe_link(onnx)}
+    return {key: _finite(row.get(key)) for key in keys} | {"file": onnx, "href": sections.safe_link(onnx)}
 
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def safe_link(path: Any) -> str:
-    """A link to a file inside the run folder; "" for anything else (schemes, absolute paths, "..")."""
-    if not isinstance(path, str) or not path:
-        return ""
-    parts = PurePosixPath(path)
-    return "" if parts.is_absolute() or ".." in parts.parts or ":" in path or "\\" in path else quote(str(parts))
 
 
 def _budget_range(front: list[dict[str, Any]], models: list[dict[str, Any]]) -> dict[str, float] | None:
@@ -157,69 +145,6 @@ def _text(space: SearchSpace | None, tokens: list[int] | None) -> str:
         return ""
 
 
-# --- text of the page, all values escaped ----------------------------------------------------------------------------
-
-
-def _name(run: RunView, section: str) -> str:
-    value = run.config.get(section)
-    return str(value.get("name", "")) if isinstance(value, dict) else str(value or "")
-
-
-def _targets(run: RunView) -> str:
-    """Labels of the configured devices; `target` is a configuration of an earlier version."""
-    listed = run.config.get("targets")
-    if not isinstance(listed, list):
-        return _name(run, "target")
-    return ", ".join(str(t.get("label") or t.get("name")) if isinstance(t, dict) else str(t) for t in listed)
-
-
-def _stage(run: RunView) -> str:
-    return str(run.state.get("stage") or "unknown")
-
-
-def _badge(run: RunView) -> str:
-    if _stage(run) == FINISHED:
-        return '<span class="badge done">finished</span>'
-    return f'<span class="badge open">in stage: {escape(_stage(run))}</span>'
-
-
-def _facts(run: RunView) -> str:
-    accuracy = run.numbers("accuracy")
-    started = run.numbers("started_at")
-    failed = sum(1 for error in run.trials.column("error").to_pylist() if error)
-    targets = sorted({name for name in run.trials.column("target_id").to_pylist() if name})
-    facts = {
-        "Search space": _name(run, "space"), "Target": _targets(run) or ", ".join(targets),
-        "Dataset": _name(run, "data"), "Controller": _name(run, "controller"),
-        "Trials": f"{len(accuracy):,}" + (f" ({failed:,} failed)" if failed else ""),
-        "On the front": f"{len(run.front):,}", "Networks measured": f"{_networks_measured(run):,}",
-        "Architectures chosen" if run.bare else "Models handed over":
-            f"{_handed_over(run)} for {len({r['budget_ms'] for r in run.generated})} budgets",
-    }
-    if np.isfinite(started).any():
-        facts["First trial"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(np.nanmin(started)))
-    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v or 'unknown')}</dd></div>" for k, v in facts.items())
-    return f'<dl class="facts">{items}</dl>'
-
-
-def _handed_over(run: RunView) -> int:
-    """Models; architectures where none has become one."""
-    return sum(run.bare or bool(row.get("onnx")) for row in run.models)
-
-
-def _networks_measured(run: RunView) -> int:
-    """Distinct ones: a network may have been visited several times, or in vain."""
-    measured = np.isfinite(column_numbers(run.latency, "latency_ms"))
-    return len(set(run.latency.filter(measured).column("arch_id").to_pylist()))
-
-
-def _problems(problems: list[str]) -> str:
-    if not problems:
-        return ""
-    items = "".join(f"<li>{escape(text)}</li>" for text in problems)
-    return f'<section class="problems"><h2>Not everything could be read</h2><ul>{items}</ul></section>'
-
-
 def _front_note(run: RunView) -> str:
     known = int((np.isfinite(run.numbers("latency_ms")) & np.isfinite(run.numbers("accuracy"))).sum())
     dominated = known - len(run.front)
@@ -246,68 +171,3 @@ def _history_note(run: RunView) -> str:
         return ""
     latency_ms, accuracy = figures.hypervolume_reference(run)
     return f"Area between the front and the corner at {latency_ms:.4g} ms and {accuracy:.1%}."
-
-
-def _agreement(run: RunView) -> str:
-    """A section for runs with several targets: do their rankings of networks agree?"""
-    pairs = agreements(run)
-    if not pairs:
-        return ""
-    head = "".join(f"<th>{name}</th>" for name in ("Targets", "Kendall tau", "Spearman", "Networks on both"))
-    rows = "".join(f"<tr><td>{escape(pair.first)} and {escape(pair.second)}</td><td>{_rank(pair.kendall)}</td>"
-                   f"<td>{_rank(pair.spearman)}</td><td>{pair.networks}</td></tr>" for pair in pairs)
-    return ('<section><h2>Do the devices agree?</h2><p class="note">Rank correlation of measured latencies: at 1 the '
-            'devices put networks in the same order, and one front would serve both.</p><div class="scroll">'
-            f'<table id="agreement"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>')
-
-
-def _rank(value: float) -> str:
-    return f"{value:.3f}" if np.isfinite(value) else "?"
-
-
-def _table(run: RunView, several: bool) -> str:
-    if not run.generated:
-        return '<p class="empty">No model has been handed over yet.</p>'
-    head = (*(("Target",) if several else ()), "Budget (ms)",
-            "Latency (ms)" if run.bare else "Measured latency (ms)", "Test accuracy",
-            "Validation accuracy", "Multiply-adds", "Parameters", "Architecture" if run.bare else "File")
-    rows = sorted(run.generated, key=lambda row: (str(row.get("target") or "") if several else "", row["budget_ms"]))
-    body = "".join(_row(row, several, run.bare) for row in rows)
-    return (f'<div class="scroll"><table id="models"><thead><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>")
-
-
-def _row(row: dict[str, Any], several: bool, bare: bool) -> str:
-    target = f"<td>{escape(str(row.get('target') or ''))}</td>" if several else ""
-    budget = f"{target}<td>{row['budget_ms']:.4g}</td>"
-    if not row.get("feasible"):
-        reason = escape(str(row.get("reason") or "no architecture found under this budget"))
-        return f'<tr class="infeasible">{budget}<td colspan="6">{reason}</td></tr>'
-    stderr = row.get("latency_stderr_ms")
-    href, file = safe_link(row.get("onnx")), escape(str(row.get("onnx") or (bare and row.get("text")) or "no file"))
-    cells = [_format(row.get("latency_ms"), ".3f") + ("" if stderr is None else f" ± {stderr:.3f}"),
-             _format(row.get("test_accuracy"), ".2%"), _format(row.get("accuracy"), ".2%"),
-             quantity(row.get("madds")), quantity(row.get("params")), f'<a href="{href}">{file}</a>' if href else file]
-    return f"<tr>{budget}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-
-
-def _format(value: Any, form: str) -> str:
-    return format(value, form) if isinstance(value, int | float) else "?"
-
-
-def _commands(run: RunView, seen: list[dict[str, Any]]) -> str:
-    name = run_arguments(run.path)
-    lines = [f"paretoray resume {name}    # go on with this run"] if _stage(run) != FINISHED else []
-    for view in seen:
-        example = f"{view['budget']['start']:.3g}" if view["budget"] else "2.5"
-        target = f" --target {view['label']}" if len(seen) > 1 else ""
-        lines.append(f"paretoray generate {name} --budget {example}ms{target}    # {_what(run)} for any budget")
-    return f"<pre>{escape(chr(10).join(lines))}</pre>"
-
-
-def _what(run: RunView) -> str:
-    return "an architecture" if run.bare else "a model"
-
-
-def _environment(run: RunView) -> str:
-    return escape(json.dumps({"configuration": run.config, "environment": run.environment}, indent=2, default=str))

@@ -24,7 +24,8 @@ from orchestrator.record.store import TRIAL_SCHEMA, Trial, write_json, write_tex
 from orchestrator.report.data import TRIAL_COLUMNS, read_run
 from orchestrator.report.drawing import drawing_data
 from orchestrator.report.figures import front_figure, hypervolume_figure, noise_floor, prediction_error
-from orchestrator.report.page import json_in_html, page_data, render, safe_link, write_report
+from orchestrator.report.page import json_in_html, page_data, render, write_report
+from orchestrator.report.sections import safe_link
 from searchspaces.darts.space import DartsS16
 from searchspaces.expanded.space import ExpandedS16
 from searchspaces.mnas.space import MnasS16

@@ -94,7 +94,9 @@ def test_what_it_leaves_behind(config: Path) -> None:
               if json.loads(line)["kind"] == "epoch"]
     assert [bool(row) for row in logits] == [False, True, True, True]
     assert max(np.ptp(row) for row in logits[-1].values()) > 0.3        # it did learn
-    assert (run / "narrow" / "report.html").exists() and (run / "report.html").exists()
+    inner, outer = ((folder / "report.html").read_text() for folder in (run / "narrow", run))
+    assert 'id="spaces"' in inner and "in stage:" not in inner and "paretoray resume" not in inner
+    assert 'id="inside"' in outer and "narrow/report.html" in outer
     entries = read_json(run / "generated.json")
     assert len(entries) == 1 and entries[0]["latency_ms"] <= 10.0 and (run / entries[0]["onnx"]).exists()
 

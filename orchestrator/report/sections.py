@@ -1,0 +1,160 @@
+"""The sections of the page that are text: HTML, every value of the run escaped."""
+from __future__ import annotations
+
+import json
+import time
+from html import escape
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from orchestrator.record.progress import quantity
+from orchestrator.record.store import NARROW, run_arguments
+from orchestrator.report.data import RunView, column_numbers
+from orchestrator.report.views import agreements
+
+FINISHED, DELIVER = "done", "deliver"   # the last two of Stage in orchestrator/run/search.py
+
+
+def badge(run: RunView) -> str:
+    if _ended(run):
+        return '<span class="badge done">finished</span>'
+    return f'<span class="badge open">in stage: {escape(_stage(run))}</span>'
+
+
+def _inner(run: RunView) -> bool:
+    """Did it search spaces for the run whose folder it is in? That one is resumed, and this ends before delivering."""
+    return run.path.name == NARROW and (run.path.parent / "config.yaml").exists()
+
+
+def _ended(run: RunView) -> bool:
+    return _stage(run) == FINISHED or (_inner(run) and _stage(run) == DELIVER)
+
+
+def facts(run: RunView) -> str:
+    accuracy = run.numbers("accuracy")
+    started = run.numbers("started_at")
+    failed = sum(1 for error in run.trials.column("error").to_pylist() if error)
+    targets = sorted({name for name in run.trials.column("target_id").to_pylist() if name})
+    facts = {
+        "Search space": _name(run, "space"), "Target": _targets(run) or ", ".join(targets),
+        "Dataset": _name(run, "data"), "Controller": _name(run, "controller"),
+        "Trials": f"{len(accuracy):,}" + (f" ({failed:,} failed)" if failed else ""),
+        "On the front": f"{len(run.front):,}", "Networks measured": f"{_networks_measured(run):,}",
+        "Architectures chosen" if run.bare else "Models handed over":
+            f"{_handed_over(run)} for {len({r['budget_ms'] for r in run.generated})} budgets",
+    }
+    if np.isfinite(started).any():
+        facts["First trial"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(np.nanmin(started)))
+    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v or 'unknown')}</dd></div>" for k, v in facts.items())
+    return f'<dl class="facts">{items}</dl>'
+
+
+def _name(run: RunView, section: str) -> str:
+    value = run.config.get(section)
+    return str(value.get("name", "")) if isinstance(value, dict) else str(value or "")
+
+
+def _targets(run: RunView) -> str:
+    """Labels of the configured devices; `target` is a configuration of an earlier version."""
+    listed = run.config.get("targets")
+    if not isinstance(listed, list):
+        return _name(run, "target")
+    return ", ".join(str(t.get("label") or t.get("name")) if isinstance(t, dict) else str(t) for t in listed)
+
+
+def _stage(run: RunView) -> str:
+    return str(run.state.get("stage") or "unknown")
+
+
+def _handed_over(run: RunView) -> int:
+    """Models; architectures where none has become one."""
+    return sum(run.bare or bool(row.get("onnx")) for row in run.models)
+
+
+def _networks_measured(run: RunView) -> int:
+    """Distinct ones: a network may have been visited several times, or in vain."""
+    measured = np.isfinite(column_numbers(run.latency, "latency_ms"))
+    return len(set(run.latency.filter(measured).column("arch_id").to_pylist()))
+
+
+def problem_list(problems: list[str]) -> str:
+    if not problems:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in problems)
+    return f'<section class="problems"><h2>Not everything could be read</h2><ul>{items}</ul></section>'
+
+
+def agreement(run: RunView) -> str:
+    """A section for runs with several targets: do their rankings of networks agree?"""
+    pairs = agreements(run)
+    if not pairs:
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in ("Targets", "Kendall tau", "Spearman", "Networks on both"))
+    rows = "".join(f"<tr><td>{escape(pair.first)} and {escape(pair.second)}</td><td>{_rank(pair.kendall)}</td>"
+                   f"<td>{_rank(pair.spearman)}</td><td>{pair.networks}</td></tr>" for pair in pairs)
+    return ('<section><h2>Do the devices agree?</h2><p class="note">Rank correlation of measured latencies: at 1 the '
+            'devices put networks in the same order, and one front would serve both.</p><div class="scroll">'
+            f'<table id="agreement"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>')
+
+
+def _rank(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else "?"
+
+
+def table(run: RunView, several: bool) -> str:
+    if not run.generated:
+        return '<p class="empty">No model has been handed over yet.</p>'
+    head = (*(("Target",) if several else ()), "Budget (ms)",
+            "Latency (ms)" if run.bare else "Measured latency (ms)", "Test accuracy",
+            "Validation accuracy", "Multiply-adds", "Parameters", "Architecture" if run.bare else "File")
+    rows = sorted(run.generated, key=lambda row: (str(row.get("target") or "") if several else "", row["budget_ms"]))
+    body = "".join(_row(row, several, run.bare) for row in rows)
+    return (f'<div class="scroll"><table id="models"><thead><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>")
+
+
+def _row(row: dict[str, Any], several: bool, bare: bool) -> str:
+    target = f"<td>{escape(str(row.get('target') or ''))}</td>" if several else ""
+    budget = f"{target}<td>{row['budget_ms']:.4g}</td>"
+    if not row.get("feasible"):
+        reason = escape(str(row.get("reason") or "no architecture found under this budget"))
+        return f'<tr class="infeasible">{budget}<td colspan="6">{reason}</td></tr>'
+    stderr = row.get("latency_stderr_ms")
+    href, file = safe_link(row.get("onnx")), escape(str(row.get("onnx") or (bare and row.get("text")) or "no file"))
+    cells = [_format(row.get("latency_ms"), ".3f") + ("" if stderr is None else f" ± {stderr:.3f}"),
+             _format(row.get("test_accuracy"), ".2%"), _format(row.get("accuracy"), ".2%"),
+             quantity(row.get("madds")), quantity(row.get("params")), f'<a href="{href}">{file}</a>' if href else file]
+    return f"<tr>{budget}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _format(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else "?"
+
+
+def safe_link(path: Any) -> str:
+    """A link to a file inside the run folder; "" for anything else (schemes, absolute paths, "..")."""
+    if not isinstance(path, str) or not path:
+        return ""
+    parts = PurePosixPath(path)
+    return "" if parts.is_absolute() or ".." in parts.parts or ":" in path or "\\" in path else quote(str(parts))
+
+
+def commands(run: RunView, seen: list[dict[str, Any]]) -> str:
+    name = run_arguments(run.path.parent if _inner(run) else run.path)
+    lines = [] if _ended(run) else [f"paretoray resume {name}    # go on with this run"]
+    for view in seen:
+        example = f"{view['budget']['start']:.3g}" if view["budget"] else "2.5"
+        target = f" --target {view['label']}" if len(seen) > 1 else ""
+        lines.append(f"paretoray generate {name} --budget {example}ms{target}    # {_what(run)} for any budget")
+    return f"<pre>{escape(chr(10).join(lines))}</pre>"
+
+
+def _what(run: RunView) -> str:
+    return "an architecture" if run.bare else "a model"
+
+
+def environment(run: RunView) -> str:
+    return escape(json.dumps({"configuration": run.config, "environment": run.environment}, indent=2, default=str))
