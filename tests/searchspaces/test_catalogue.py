@@ -51,7 +51,7 @@ def test_options_reach_the_space() -> None:
 
 @pytest.mark.parametrize("name, options, expected", [
     ("mobilnetv3", {}, "did you mean 'mobilenetv3'"),
-    ("zz", {}, "choose one of darts, darts-s16, expanded, expanded-s16, mnas"),
+    ("zz", {}, "choose one of darts, darts-s16, efficientnet_lite, efficientnet_lite-s, elite"),
     ("mobilenetv3", {"widht": 1.0}, "did you mean 'width'"),
     ("mobilenetv3", {"widht": 1.0}, "resolution (int or a list of int)"),
     ("mobilenetv3", {"width": "1"}, "must be float"),
