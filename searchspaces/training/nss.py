@@ -14,7 +14,7 @@ Legend: K groups of token positions, B_k bins of one; theta[a][k] are the logits
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class NssSettings:
     """`latency`: by label of an aim, the model that predicts ms. `cost_weight`: lambda. `task_weight`: of the
     cross-entropy; 0 leaves the cost alone, a control. `warm_up`: share of the epochs. `full`: does warm-up train the
     largest values more often? `hard`: straight-through draws. `samples`: networks for a mean that has no closed form.
-    `learning_rate`: of the logits; 0: so large that an aim's steps together can carry one by REACH.
+    `learning_rate`: of the logits; None: so large that an aim's steps together can carry one by REACH.
     """
 
     aims: tuple[SpaceAim, ...]
@@ -71,7 +71,7 @@ class NssSettings:
     cost_weight: float = 1.0
     task_weight: float = 1.0
     hinge: bool = False
-    learning_rate: float = 0.0
+    learning_rate: float | None = None
     weight_decay: float = 1e-3
     first_temperature: float = 5.0
     last_temperature: float = 0.001
@@ -86,7 +86,8 @@ class NssSettings:
                 ("number of aims", len(self.aims), len(self.aims) >= 1, "give at least one"),
                 ("cost_weight", self.cost_weight, self.cost_weight >= 0, "it must be at least 0"),
                 ("task_weight", self.task_weight, self.task_weight >= 0, "it must be at least 0"),
-                ("learning_rate", self.learning_rate, self.learning_rate >= 0, "it must be at least 0"),
+                ("learning_rate", self.learning_rate, self.learning_rate is None or self.learning_rate > 0,
+                 "it must be above 0"),
                 ("last_temperature", self.last_temperature,
                  0 < self.last_temperature <= self.first_temperature,
                  f"it must be above 0 and at most first_temperature, {self.first_temperature:g}"),
@@ -108,13 +109,7 @@ class NssSettings:
                                   "million; choose a target between them, or another space")
 
     def start(self, supernet: Supernet, schedule: Schedule) -> NssTraining:
-        return NssTraining(supernet, replace(self, learning_rate=self.rate(schedule)), schedule)
-
-    def rate(self, schedule: Schedule) -> float:
-        """Learning rate of the logits: as set, or by the steps that an aim has after warm-up."""
-        epochs = schedule.epochs - warm_up_epochs(self.warm_up, schedule.epochs)
-        steps = epochs * schedule.steps_per_epoch / len(self.aims)
-        return self.learning_rate or min(REACH / steps, LARGEST_RATE)
+        return NssTraining(supernet, self, schedule)
 
 
 class NssTraining(Training):
@@ -132,7 +127,9 @@ class NssTraining(Training):
         self._warm_up = warm_up_epochs(settings.warm_up, schedule.epochs) * schedule.steps_per_epoch
         self.theta = [[nn.Parameter(torch.zeros(len(group), dtype=torch.float64)) for group in self.spaces.groups]
                       for _ in settings.aims]
-        self._adam = [torch.optim.Adam(theta, lr=settings.learning_rate, betas=(0.5, 0.999),
+        self.learning_rate = settings.learning_rate or min(
+            REACH * len(settings.aims) / (schedule.steps - self._warm_up), LARGEST_RATE)
+        self._adam = [torch.optim.Adam(theta, lr=self.learning_rate, betas=(0.5, 0.999),
                                        weight_decay=settings.weight_decay) for theta in self.theta]
         self._weights = WeightOptimizer(self.supernet, settings.weights, schedule.steps)
         self._counts = [np.zeros(size, dtype=np.int64) for size in supernet.space.vocabulary_sizes]
@@ -202,7 +199,7 @@ class NssTraining(Training):
             self.reduce_gradients(theta)
         if not all(bool(torch.isfinite(logits.grad).all()) for logits in theta if logits.grad is not None):
             raise EvaluationError(f"the gradients of the space distribution are not finite at step {self.steps_done}; "
-                                  f"lower controller.learning_rate, now {settings.learning_rate}, or supernet."
+                                  f"lower controller.learning_rate, now {self.learning_rate:.4g}, or supernet."
                                   f"learning_rate, now {settings.weights.lr}")
         self._adam[turn].step()
         return {"validation_loss": float(task.detach()), "cost_loss": float(cost.detach())}

@@ -20,8 +20,8 @@ class NssOptions(Frozen):
                                                               "printed")
     mode: Literal["absolute", "hinge"] = Field("absolute", description="does a cost below the target count too? "
                                                                        "absolute as in the paper")
-    learning_rate: float = Field(0.0, ge=0, le=10, description=(
-        "Adam's, of the logits; 0: 25 over the number of steps that a space has after warm-up, at most 0.5"))
+    learning_rate: float | None = Field(None, gt=0, le=10, description=(
+        "Adam's, of the logits; none: 25 over the number of steps of an aim after warm-up, at most 0.5"))
     weight_decay: float = Field(1e-3, ge=0, le=1, description="of the logits")
     first_temperature: float = Field(5.0, gt=0, le=1000, description="of the relaxed draws, falling in equal steps")
     last_temperature: float = Field(0.001, gt=0, le=1000, description="at the last epoch")
