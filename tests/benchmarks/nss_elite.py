@@ -201,10 +201,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shared_errors[key] = np.array([error for start in range(0, len(mine), CHUNK) for error in study.done(
             f"supernet {key[0]:g} {key[1]} {start}", study.shared_errors(mine[start:start + CHUNK]))["errors"]])
     report(study, shared_errors, "supernet error")
-    for i in range(options.alone):
-        for key, mine in rows.items():
-            found = study.done(f"alone {key[0]:g} {key[1]} {i}", study.error_alone(mine[i]))["error"]
-            alone[key] = np.append(alone.get(key, []), found)
+    for target in options.targets:
+        for i in range(options.alone):      # sides in turn, so that an interrupted benchmark has compared them
+            for side in SIDES:
+                found = study.done(f"alone {target:g} {side} {i}", study.error_alone(rows[target, side][i]))["error"]
+                alone[target, side] = np.append(alone.get((target, side), []), found)
     if alone:
         report(study, alone, "error alone")
 
