@@ -157,10 +157,15 @@ class Study:
         return work
 
 
-def mean_text(errors: NDArray[np.float64], elite: NDArray[np.float64]) -> str:
+def numbers(errors: NDArray[np.float64], elite: NDArray[np.float64]) -> str:
+    """Mean, spread, median and best; against the Elite Space the chance that its member is the better one, and p."""
     spread = errors.std(ddof=1) if len(errors) > 1 else np.nan
-    p = "" if errors is elite else f"  p {mannwhitneyu(elite, errors).pvalue:.2g}"
-    return f"{100 * errors.mean():5.1f} +- {100 * spread:4.1f} %{p}"
+    text = (f"{100 * errors.mean():5.1f} +- {100 * spread:4.1f} %, median {100 * np.median(errors):.1f}, best "
+            f"{100 * errors.min():.1f}")
+    if errors is elite:
+        return text
+    test = mannwhitneyu(errors, elite)      # its statistic counts the pairs in which the first is the larger
+    return f"{text}; elite better {test.statistic / len(errors) / len(elite):.2f}, p {test.pvalue:.2g}"
 
 
 def report(study: Study, errors: dict[tuple[float, str], NDArray[np.float64]], title: str) -> None:
@@ -171,7 +176,7 @@ def report(study: Study, errors: dict[tuple[float, str], NDArray[np.float64]], t
         for side in SIDES:
             mine = errors[target, side]
             shares = "  ".join(f"F({100 * mark:.1f} %) = {(mine < mark).mean():.2f}" for mark in marks)
-            print(f"{title}, {target:g} M, {side:8s} {len(mine):3d} networks: {mean_text(mine, elite):28s} {shares}")
+            print(f"{title}, {target:g} M, {side:8s} {len(mine):3d} networks: {numbers(mine, elite):84s} {shares}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -201,10 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shared_errors[key] = np.array([error for start in range(0, len(mine), CHUNK) for error in study.done(
             f"supernet {key[0]:g} {key[1]} {start}", study.shared_errors(mine[start:start + CHUNK]))["errors"]])
     report(study, shared_errors, "supernet error")
-    for i in range(options.alone):
-        for key, mine in rows.items():
-            found = study.done(f"alone {key[0]:g} {key[1]} {i}", study.error_alone(mine[i]))["error"]
-            alone[key] = np.append(alone.get(key, []), found)
+    for target in options.targets:
+        for i in range(options.alone):      # sides in turn, so that an interrupted benchmark has compared them
+            for side in SIDES:
+                found = study.done(f"alone {target:g} {side} {i}", study.error_alone(rows[target, side][i]))["error"]
+                alone[target, side] = np.append(alone.get((target, side), []), found)
     if alone:
         report(study, alone, "error alone")
 

@@ -12,7 +12,8 @@ NSS has seen.
 setups      one: a budget at a time and a space for it, what NSS is meant for; the 5th, 10th and 15th of the budgets of
             nasbench201_regret. all: its twenty budgets at once; spaces for these three, searched in their union
 ways        nss: as above; predicted: half of the evaluations at random, NSS on a ridge regression of their error and
-            latency; latency: NSS without the error, a control; none: the controller alone, with all evaluations
+            latency; latency: NSS without the error, a control; free: NSS with the table itself at no cost, and all
+            evaluations inside: what its objective is worth; none: the controller alone, with all evaluations
 bins        default: {none, skip} and {convolutions, pool}; single: an operation each, where spaces are joined
 Regret as in nasbench201_regret. Every finished run is a line in DIR/results.jsonl and is not done again.
 """
@@ -52,11 +53,11 @@ from tests.benchmarks.nasbench201_regret import CHANCE, default_budgets_ms, regr
 DATASET, DEVICES = "cifar100", ("pixel3", "gold_6226")
 AIMS = (4, 9, 14)       # of the twenty budgets
 LEARNING_RATE = 0.5     # of theta; the look-ups allow few steps
-PREDICTED_STEPS, PREDICTED_RATE, PREDICTED_SAMPLES = 200, 0.05, 16
+STEPS, RATE, SAMPLES = 200, 0.05, 16       # where no look-up is needed
 DRAWS = 5
 WAYS = (("none", "pnag", "default"), ("nss", "pnag", "default"), ("predicted", "pnag", "default"),
         ("latency", "pnag", "default"), ("nss", "pnag", "single"), ("none", "random", "default"),
-        ("nss", "random", "default"))       # search for spaces, for networks, bins
+        ("nss", "random", "default"), ("free", "random", "default"))        # search for spaces, for networks, bins
 
 
 class SingleOperations(NasBench201):
@@ -143,13 +144,14 @@ def trained(spaces: SpaceOfSpaces, asked: Asked, targets_ms: Sequence[float], wa
             ) -> tuple[list[Nss], Cost]:
     """A distribution for each target, of at most `cap` look-ups in all, and the latency that their spaces are judged
     by: that of a regression on what was looked up, for the mean of a space has to be known without looking up more."""
-    if way == "predicted":
-        error, latency = predicted(asked, cap, seed)
-        found = [Nss(spaces, target, PREDICTED_RATE) for target in targets_ms]
-        for step in range(PREDICTED_STEPS):
-            tau = temperature(step, PREDICTED_STEPS, 5.0, 0.001)
+    if way in ("predicted", "free"):
+        free = replace(asked)       # counts for itself
+        error, latency = (free.error, free.latency_ms) if way == "free" else predicted(asked, cap, seed)
+        found = [Nss(spaces, target, RATE) for target in targets_ms]
+        for step in range(STEPS):
+            tau = temperature(step, STEPS, 5.0, 0.001)
             for a, nss in enumerate(found):
-                nss.step(tau, error, latency, PREDICTED_SAMPLES, [seed, step, a])
+                nss.step(tau, error, latency, SAMPLES, [seed, step, a])
         return found, latency
     found, per_step = [Nss(spaces, target, LEARNING_RATE) for target in targets_ms], sum(map(len, spaces.groups))
     step = 0
