@@ -13,6 +13,7 @@ Legend: K groups of token positions, B_k bins of one; theta[a][k] are the logits
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -63,6 +64,7 @@ class NssSettings:
     """`latency`: by label of an aim, the model that predicts ms. `cost_weight`: lambda. `task_weight`: of the
     cross-entropy; 0 leaves the cost alone, a control. `warm_up`: share of the epochs. `full`: does warm-up train the
     largest values more often? `hard`: straight-through draws. `samples`: networks for a mean that has no closed form.
+    `members`: drawn per step to judge a space by; its loss is that of one at the lower quartile.
     `learning_rate`: of the logits; None: so large that an aim's steps together can carry one by REACH.
     """
 
@@ -80,6 +82,7 @@ class NssSettings:
     full: bool = True
     hard: bool = False
     samples: int = 16
+    members: int = 1
     held_out_share: float = 0.5
 
     def __post_init__(self) -> None:
@@ -96,6 +99,7 @@ class NssSettings:
                  f"it must be above 0 and at most first_temperature, {self.first_temperature:g}"),
                 ("warm_up", self.warm_up, 0 <= self.warm_up < 1, "it is a share of the epochs, from 0 to less than 1"),
                 ("samples", self.samples, self.samples >= 1, "it must be at least 1"),
+                ("members", self.members, self.members >= 1, "it must be at least 1"),
                 ("held_out_share", self.held_out_share, 0 < self.held_out_share < 1,
                  "it is a share of the training images, between 0 and 1")):
             if not good:
@@ -191,9 +195,7 @@ class NssTraining(Training):
         cost = deviation(self._mean_cost(settings.aims[turn], weights), self.targets[turn], settings.hinge)
         total, task = settings.cost_weight * cost, torch.zeros(())
         if settings.task_weight:
-            images, labels = self._laid_out(held_out)
-            mixture = self._mixture(weights, "architecture")
-            task = F.cross_entropy(self.supernet.forward_mixture(images, mixture), labels)
+            task = self._task_loss(weights, self._laid_out(held_out))
             total = total + settings.task_weight * task.cpu().double()
         gradients = torch.autograd.grad(total, theta, materialize_grads=True)    # 0: a group that costs nothing
         for logits, gradient in zip(theta, gradients):
@@ -203,6 +205,17 @@ class NssTraining(Training):
                                   f"lower controller.learning_rate, now {self.learning_rate:.4g}, or supernet."
                                   f"learning_rate, now {settings.weights.lr}")
         return {"validation_loss": float(task.detach()), "cost_loss": float(cost.detach())}
+
+    def _task_loss(self, weights: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Of a member; of several, the loss that a quarter of them do not exceed (specification 3, ours): a space is
+        then judged by its better members, about which its mean says little."""
+        images, labels = batch
+        mixtures = [self._mixture(weights, "architecture", part) for part in range(self.settings.members)]
+        with torch.no_grad():
+            order = sorted(range(len(mixtures)), key=lambda j: float(
+                F.cross_entropy(self.supernet.forward_mixture(images, mixtures[j]), labels))) if mixtures[1:] else [0]
+        chosen = mixtures[order[math.ceil(len(mixtures) / 4) - 1]]
+        return F.cross_entropy(self.supernet.forward_mixture(images, chosen), labels)
 
     def _weights_step(self, turn: int, batch: Batch) -> dict[str, float]:
         """(b): gradients of the weights at a fresh draw."""
@@ -223,8 +236,9 @@ class NssTraining(Training):
         drawn = relaxed(self.theta[turn], tau, torch.Generator().manual_seed(seed))
         return straight_through(drawn) if settings.hard else drawn
 
-    def _mixture(self, weights: Sequence[Tensor], purpose: str) -> list[Tensor]:
-        rng = self._rng(purpose, self.steps_done)
+    def _mixture(self, weights: Sequence[Tensor], purpose: str, part: int = 0) -> list[Tensor]:
+        """Of members of the drawn bins; `part` numbers several such draws of a step."""
+        rng = self._rng(purpose, self.steps_done, part and part + 1)     # 1 is the draw of the bins
         device = next(self.supernet.parameters()).device
         mixture = self.spaces.mixture(weights, self.spaces.members(rng), self.spaces.free_tokens(rng))
         return [weight.to(device, torch.float32) for weight in mixture]

@@ -57,7 +57,7 @@ class Nss(TrialAnswers):
             cost_weight=options.cost_weight, hinge=options.mode == "hinge", learning_rate=options.learning_rate,
             weight_decay=options.weight_decay, first_temperature=options.first_temperature,
             last_temperature=options.last_temperature, warm_up=options.warm_up, full=options.full, hard=options.hard,
-            samples=options.samples, held_out_share=options.validation)
+            samples=options.samples, members=options.members, held_out_share=options.validation)
 
     @classmethod
     def distributions(cls, settings: Any, budgets_ms: Sequence[float]) -> int:

@@ -30,6 +30,8 @@ class NssOptions(Frozen):
     full: bool = Field(True, description="in warm-up the largest values are trained more often, the more the earlier")
     hard: bool = Field(False, description="draw one member instead of mixtures (straight-through)")
     samples: int = Field(16, ge=1, le=100_000, description="networks that estimate a mean cost without a closed form")
+    members: int = Field(1, ge=1, le=1000, description="drawn per step to judge a space by, at the lower quartile of "
+                                                       "their losses; 1 as in the paper, its mean member")
     validation: float = Field(0.5, gt=0, lt=1, description="share of the training images that no weight learns from")
     draws: int = Field(5, ge=1, le=1000, description="spaces drawn at the end; the one nearest to the target is "
                                                      "kept")

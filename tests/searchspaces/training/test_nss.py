@@ -302,3 +302,25 @@ def test_a_state_of_other_aims_is_refused() -> None:
     for training, state in ((one, two.state_dict()), (two, one.state_dict())):
         with pytest.raises(StoreError, match="another number of aims.*options it was trained with"):
             training.load_state_dict(state)
+
+
+# --- members of a space -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("members", [1, 4, 8])
+def test_a_space_is_judged_by_the_lower_quartile_of_its_members(members: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of the losses that is, and that its gradient and no other's moves theta."""
+    training = started(members=members, learning_rate=0.1, cost_weight=0.0)
+    supernet, seen = training.supernet, []
+
+    def recording(images: Tensor, mixture: Sequence[Tensor], run: Any = supernet.forward_mixture) -> Tensor:
+        logits = run(images, mixture)
+        seen.append((float(torch.nn.functional.cross_entropy(logits, HELD_OUT[1]).detach()), logits.requires_grad))
+        return logits
+
+    monkeypatch.setattr(supernet, "forward_mixture", recording)
+    found = training.step(TRAIN, HELD_OUT)["validation_loss"]
+    losses = [loss for loss, _ in seen[:members]]
+    assert len(set(losses)) >= min(members, 3) and found == pytest.approx(sorted(losses)[max(members // 4, 1) - 1])
+    assert [learns for _, learns in seen] == ([True, True] if members == 1 else [False] * members + [True, True])
+    assert (thetas(training) - torch.cat(THETA)).abs().max() > 0.05
