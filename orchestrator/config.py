@@ -376,8 +376,8 @@ def _model(location: tuple[Any, ...]) -> Any:
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
         if field is not None:
-            sections = [m for m in get_args(field.annotation) if hasattr(m, "model_fields")]
-            model = sections[0] if len(sections) == 1 else field.annotation     # an optional section
+            optional = type(None) in get_args(field.annotation)
+            model = get_args(field.annotation)[0] if optional else field.annotation
         elif get_origin(model) is dict:
             model = get_args(get_args(model)[1])[0]
         else:
