@@ -174,13 +174,13 @@ def report(every: Enumerated, searches: Sequence[dict[str, Any]], by_seed: Seque
             hits = sum(abs(row["deviation"]) <= WITHIN for row in mine)
             print(f"          {kind:15s} {spaces.mean():18.1%} {hits:7d} of {len(mine):2d} {networks.mean():22.1%} "
                   f"{elite.mean():15.1%} {5 / elite.mean():7.0f}")
-    print("mean test accuracy of members within 10 % of the target, weights of a sandwich supernet; * standard error "
+    print("mean test accuracy of members within 10 % of the target, weights of a sandwich supernet, +- standard error "
           "over members")
     for target_m in TARGETS_M:
         parts = []
         for kind in [*COMPARED, "whole space"]:
             found = np.concatenate([row[f"{target_m} {kind}"] for row in by_seed])
-            parts.append(f"{kind} {found.mean():.2%} * {found.std(ddof=1) / len(found) ** 0.5:.2%}")
+            parts.append(f"{kind} {found.mean():.2%} +- {found.std(ddof=1) / len(found) ** 0.5:.2%}")
         print(f"{target_m:4.1f} M    " + "   ".join(parts))
 
 
