@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    print(f"batch {options.batch}; NSS step over sandwich step (python -m tests.benchmarks.nss_step)\n"
+    print(f"NSS step over sandwich step (python -m tests.benchmarks.nss_step --batch {options.batch})\n"
           "space                   width  temperature   time, median (range)   kept MB   sandwich   ratio   weights, "
           "gradients, momentum")
     for name, width in SPACES:
