@@ -40,6 +40,7 @@ from searchspaces.space import SearchSpace, Tokens
 
 log = logging.getLogger(__name__)
 PARITY_IMAGES = 64
+MUCH_WORSE = 0.05   # validation accuracy lost by the last training, beyond what choosing among many trials explains
 NAME_DIGITS = 8  # of the architecture's id in file names
 
 
@@ -215,6 +216,10 @@ class HandOver:
         first = models[self.batches[self.goal.targets[0]]]
         accuracy = {"validation": file_accuracy(first, self.splits.val, preprocessing),
                     "test": file_accuracy(first, self.splits.test, preprocessing)}
+        if candidate.accuracy - accuracy["validation"] > MUCH_WORSE:
+            log.warning("%s validates at %.1f %% after its training for the hand-over, and at %.1f %% in the search; "
+                        "change the epochs or the learning rate of section delivery", candidate.arch_id,
+                        100 * accuracy["validation"], 100 * candidate.accuracy)
         stem = f"{samples[self.goal.targets[0]].latency_ms:.4g}ms-{candidate.arch_id[:NAME_DIGITS]}"
         if len(self.lineage["targets"]) > 1:
             stem = f"{self.goal.label}-{stem}"

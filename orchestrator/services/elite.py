@@ -5,6 +5,7 @@ says the ranges in full, and the weights are copied.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from searchspaces.training.training import Schedule
 from searchspaces.training.weights import fitting
 
 FILE, FORMAT = "elite.json", 1
+FAR = 0.1       # of the aim; [S3] calls what is nearer a hit
 INHERITED = "inherited"     # the checkpoint of weights that another run trained
 
 
@@ -50,7 +52,20 @@ def save_spaces(run: RunContext, panel: Panel) -> None:
         "groups": [{"name": group.name, "labels": list(group.labels)} for group in groups],
         "spaces": [{"goal": label, **space.as_json()} for label, space in found]})
     for _, space in found:
-        run.progress.note(space.text(groups))
+        run.progress.note(space.text(groups) + advice(space))
+    if len(found) > 1:
+        kept = restricted(run.space, groups, [set(bins) for bins in zip(*(space.bins for _, space in found))])
+        share = math.prod(len(tokens) / size for tokens, size in zip(kept, run.space.vocabulary_sizes))
+        run.progress.note(f"all {len(found)} together leave {share:.2g} of the space's rows of tokens; a single one of "
+                          "them is chosen by aim, counted from 0")
+
+
+def advice(space: FoundSpace) -> str:
+    """What to change where the Elite Space is far from what it aimed at."""
+    if abs(space.kept.mean / space.aim - 1) <= FAR:
+        return ""
+    return (f"; more than {FAR:.0%} off its aim: raise the draws of the controller, now {len(space.draws)}, or the "
+            "epochs, for the distribution to settle")
 
 
 def read_spaces(folder: Path) -> dict[str, Any]:

@@ -104,6 +104,18 @@ def test_model_is_complete_and_documented(tmp_path: Path) -> None:
     onnx.checker.check_model(onnx.load_from_string(model))
 
 
+@pytest.mark.parametrize(("searched", "worse"), [(1.0, True), (0.0, False)])
+def test_a_training_that_loses_accuracy_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, searched: float,
+                                                worse: bool) -> None:
+    """The bench's weights are random: one of three classes is right about a third of the time."""
+    bench = Bench({}, ids([1, 2, 3, 4]))
+    entry = next(iter(handover(bench, tmp_path).deliver([1.5], candidates([1, 2, 3, 4], [searched] * 4))))
+    assert entry.accuracy is not None and 0 < entry.accuracy < 0.9
+    said = [record.getMessage() for record in caplog.records if "change the epochs" in record.getMessage()]
+    assert bool(said) is worse
+    assert not worse or (f"at {100 * entry.accuracy:.1f} % after" in said[0] and "100.0 % in the search" in said[0])
+
+
 def test_slower_after_export_means_the_next_candidate(tmp_path: Path) -> None:
     bench = Bench({}, ids([0.8, 1.05, 3, 4]))
     entry = next(iter(handover(bench, tmp_path).deliver([1.0], candidates([0.8, 0.9, 3, 4], [0.6, 0.7, 0.8, 0.9]))))

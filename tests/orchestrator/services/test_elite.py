@@ -13,7 +13,7 @@ import yaml
 from actors.supernet.checkpoints import write_checkpoint
 from orchestrator.config import Config, parse_config
 from orchestrator.record.store import RunStore, write_json
-from orchestrator.services.elite import FORMAT, check_inheritance, freeze_weights, with_ranges
+from orchestrator.services.elite import FORMAT, advice, check_inheritance, freeze_weights, with_ranges
 from orchestrator.services.states import load_state
 from searchspaces.catalogue import make_space
 from searchspaces.elite.found import DrawnSpace, FoundSpace
@@ -44,6 +44,14 @@ def runs(tmp_path: Path) -> Path:
     write_checkpoint(store.path / "checkpoints", "supernet", 2, weights,
                      {"space_id": space.space_id, "epoch": 2, "version": 2, "step": 8, "progress": {}})
     return tmp_path
+
+
+def test_a_space_far_from_its_aim_says_what_to_change() -> None:
+    near, far = (FoundSpace(3e6, 3e6, "madds", (DrawnSpace((0,), mean, mean / 3e6 - 1, -1.0),), 0)
+                 for mean in (3.2e6, 3.4e6))
+    assert advice(near) == "" and "more than 10% off its aim" in advice(far) and "now 1" in advice(far)
+    unreachable = FoundSpace(1e6, 3e6, "madds", (DrawnSpace((0,), 3.1e6, 2.1, -1.0),), 0)
+    assert advice(unreachable) == ""        # of its target, but near what can be aimed at
 
 
 def inside(**options: Any) -> Config:
