@@ -47,7 +47,7 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     check_refused(begin(RAY_TMPDIR=str(tmp_path / "file")), "Not a directory")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_start_that_times_out_is_tried_once_more_and_one_that_is_refused_is_not() -> None:
     """No room for the raylet at first: it ends at once, and Ray waits half a minute for it."""
     huge = begin(megabytes=10**7)   # refused when parts of Ray run already

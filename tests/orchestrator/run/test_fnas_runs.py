@@ -113,7 +113,7 @@ def check_batches(run: Path) -> tuple[set[int], set[int]]:
     return warm, cold
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killed_in_a_batch_and_resumed_is_what_its_log_implies(tmp_path: Path) -> None:
     """A trainer dies, then the driver, both with samples in flight; a pool that gets ready meanwhile waits for the
     next batch."""

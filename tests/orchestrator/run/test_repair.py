@@ -66,7 +66,7 @@ def test_damaged_supernet_is_trained_again_before_the_delivery(finished: Path, t
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_damaged_predictor_and_controller_are_made_again(finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "tiny"))
     states = [run / "checkpoints" / f"{name}.safetensors" for name in ("predictor", "controller")]

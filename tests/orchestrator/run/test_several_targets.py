@@ -87,7 +87,7 @@ def test_budgets_that_hold_together_are_met_on_every_target(ray_local: None, tmp
             assert entry["latencies_ms"][label] <= budget_ms
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_budgets_out_of_reach_are_refused_or_said(ray_local: None, tmp_path: Path) -> None:
     store, _ = run(tmp_path)
     fastest, slowest = (target_state(store, "batch4")[key] for key in ("fastest_ms", "slowest_ms"))
