@@ -56,8 +56,8 @@ def save_spaces(run: RunContext, panel: Panel) -> None:
     if len(found) > 1:
         kept = restricted(run.space, groups, [set(bins) for bins in zip(*(space.bins for _, space in found))])
         share = math.prod(len(tokens) / size for tokens, size in zip(kept, run.space.vocabulary_sizes))
-        run.progress.note(f"all {len(found)} together leave {100 * share:.2g} % of the space's rows of tokens; a single "
-                          "one of them is chosen by aim, counted from 0")
+        run.progress.note(f"all {len(found)} together leave {100 * share:.2g} % of the space's rows of tokens; one of "
+                          "them alone is chosen by aim, counted from 0")
 
 
 def advice(space: FoundSpace) -> str:
