@@ -129,7 +129,11 @@ class NssTraining(Training):
         self.settings, self.schedule = settings, schedule
         self.steps_done = 0
         self.spaces = SpaceOfSpaces(supernet.space)
-        self.targets = [self._target(aim) for aim in settings.aims]
+        costs = {label: SpaceCosts(self.spaces, settings.latency[label] if label else None, schedule.seed)
+                 for label in {aim.label for aim in settings.aims}}
+        # The aim's, or the nearest mean cost that a space can have: a budget may be fine for some network, and yet be
+        # below the mean of every space.
+        self.targets = [costs[aim.label].nearest(aim.target) for aim in settings.aims]
         self._full_T = supernet.space.extremes()[1]
         self._warm_up = warm_up_epochs(settings.warm_up, schedule.epochs) * schedule.steps_per_epoch
         self.learning_rate = settings.learning_rate or min(
@@ -140,12 +144,6 @@ class NssTraining(Training):
         self.theta = self._distributions.logits
         self._weights = WeightOptimizer(self.supernet, settings.weights, schedule.steps)
         self._counts = UpdateCounts(supernet.space)
-
-    def _target(self, aim: SpaceAim) -> float:
-        """The aim's, or the nearest mean cost that a space can have: a budget may be fine for some network, and yet be
-        below the mean of every space."""
-        return SpaceCosts(self.spaces, self.settings.latency[aim.label] if aim.label else None,
-                          self.schedule.seed).nearest(aim.target)
 
     def step(self, batch: Batch, held_out: Batch | None = None) -> dict[str, float]:
         assert held_out is not None, "NSS needs held-out images"

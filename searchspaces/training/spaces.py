@@ -196,6 +196,10 @@ class SpaceCosts:
 
     def reachable(self) -> tuple[float, float]:
         """Mean costs of the cheapest and the dearest space, each found group by group."""
+        return self._ends
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
         return self._end(1), self._end(-1)
 
     def nearest(self, target: float) -> float:

@@ -65,14 +65,12 @@ class Nss(TrialAnswers):
 
     def _choose(self) -> tuple[FoundSpace, ...]:
         """The Elite Space of every aim."""
-        options, found = self.settings, []
-        for a, ((target, unit), logits) in enumerate(zip(targets(options, self.task.budgets_ms),
-                                                         self.task.distributions, strict=True)):
-            model = self.task.latency
-            cost = None if unit == "madds" or model is None else model.predict
-            costs = SpaceCosts(self.spaces, cost, self.task.seed)
-            found.append(choose(costs, logits, target, unit, options.draws, self.task.seed + a))
-        return tuple(found)
+        options, model = self.settings, self.task.latency
+        cost = None if options.madds_m or model is None else model.predict
+        costs = SpaceCosts(self.spaces, cost, self.task.seed)       # one for all: its range is found once
+        aims = zip(targets(options, self.task.budgets_ms), self.task.distributions, strict=True)
+        return tuple(choose(costs, logits, target, unit, options.draws, self.task.seed + a)
+                     for a, ((target, unit), logits) in enumerate(aims))
 
     def propose(self, n: int) -> list[Proposal]:
         wanted: list[Proposal] = []
