@@ -7,7 +7,8 @@ every reader of a node shares one copy: nothing here writes into its arguments.
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -124,16 +125,30 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop after zero padding by `padding` pixels, and mirroring where left and right mean the same.
+    """Random crop after zero padding by `padding` pixels, mirroring where left and right mean the same, `colour`
+    jitter, and images mixed with others of the batch.
 
-    Digits, letters and signs change their meaning in a mirror: `flip` is off unless asked for.
+    Digits, letters and signs change their meaning in a mirror: `flip` is off unless asked for. Brightness, contrast and
+    saturation are each scaled by a factor in [1 - colour, 1 + colour]. `mixup` and `cutmix` are the a of Beta(a, a),
+    from which a batch's share is drawn (Zhang et al. 2018; Yun et al. 2019); with both, each batch is mixed in one way
+    or the other.
     """
 
     padding: int = 0
     flip: bool = False
+    colour: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+    def unmixed(self) -> Augmentation:
+        return replace(self, mixup=0.0, cutmix=0.0)
 
     def __call__(self, images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Augmented copy. The same generator state draws the same for every image of the batch."""
+        """Augmented copy, not mixed. The same generator state draws the same for every image of the batch."""
         count, height, width, _ = images.shape
         top, left = rng.integers(0, 2 * self.padding + 1, size=(2, count))
         mirrored = np.asarray(rng.random(count) < 0.5)
@@ -145,7 +160,47 @@ class Augmentation:
             images = padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
         if self.flip:
             images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+        if self.colour:
+            images = jittered(images, rng.uniform(1 - self.colour, 1 + self.colour, size=(3, count, 1, 1, 1)))
         return images
+
+    def mixed(self, images: NDArray[np.uint8], targets: NDArray[np.float32],
+              rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Every image mixed with the one at its place in a permutation of the batch, and the probabilities
+        float32[B, K] of its classes in the same share."""
+        partner = rng.permutation(len(images))
+        by_area = self.cutmix > 0 and (not self.mixup > 0 or rng.random() < 0.5)
+        strength = self.cutmix if by_area else self.mixup
+        share = float(rng.beta(strength, strength))     # that the images keep of themselves
+        if by_area:
+            images, share = cut(images, images[partner], share, rng)
+        else:
+            blend = share * images.astype(np.float32) + (1 - share) * images[partner].astype(np.float32)
+            images = np.rint(blend).astype(np.uint8)
+        return images, (share * targets + (1 - share) * targets[partner]).astype(np.float32)
+
+
+def jittered(images: NDArray[np.uint8], factors: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """`factors` [3, B, 1, 1, 1] of brightness, of contrast about the image's mean, of saturation about each pixel's."""
+    brightness, contrast, saturation = factors.astype(np.float32)
+    x = images.astype(np.float32) * brightness
+    mean = x.mean(axis=(1, 2, 3), keepdims=True)
+    x = mean + contrast * (x - mean)
+    grey = x.mean(axis=3, keepdims=True)
+    return np.asarray(np.rint(np.clip(grey + saturation * (x - grey), 0, 255)), dtype=np.uint8)
+
+
+def cut(images: NDArray[np.uint8], others: NDArray[np.uint8], share: float,
+        rng: np.random.Generator) -> tuple[NDArray[np.uint8], float]:
+    """A rectangle of 1 - share of the area from the others, at one place for the batch, and the share that was kept:
+    the rectangle may reach over the edge."""
+    height, width = images.shape[1:3]
+    middle, half = rng.random(2) * (height, width), np.sqrt(1 - share) * np.array([height, width]) / 2
+    (top, left), (bottom, right) = (np.clip(np.rint(at), 0, (height, width)).astype(int)
+                                    for at in (middle - half, middle + half))
+    out = images.copy()
+    out[:, top:bottom, left:right] = others[:, top:bottom, left:right]
+    return out, 1 - (bottom - top) * (right - left) / (height * width)
 
 
 @dataclass(frozen=True)
@@ -175,7 +230,8 @@ class Batches:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
 
     def get(self, epoch: int, step: int, order: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
-        """This rank's images float32[B / ranks, C, R, R] and labels int64[B / ranks] of one step.
+        """This rank's images float32[B / ranks, C, R, R] and labels int64[B / ranks] of one step; where images are
+        mixed, the labels are probabilities float32[B / ranks, K].
 
         `order` saves drawing the epoch's permutation again.
         """
@@ -183,8 +239,16 @@ class Batches:
         rows = order[step * self.batch:(step + 1) * self.batch]
         mine = np.array_split(np.arange(len(rows)), self.ranks)[self.rank]
         rng = np.random.default_rng([self.seed, epoch, step])
-        images = self.augmentation(self.data.images[rows], rng)[mine]
-        return self.preprocessing.tensor(images), torch.from_numpy(self.data.labels[rows[mine]])
+        images = self.augmentation(self.data.images[rows], rng)
+        labels: NDArray[Any] = self.data.labels[rows]
+        if self.augmentation.mixes:
+            images, labels = self.augmentation.mixed(images, np.eye(self._classes, dtype=np.float32)[labels], rng)
+        return self.preprocessing.tensor(images[mine]), torch.from_numpy(labels[mine])
+
+    @cached_property
+    def _classes(self) -> int:
+        """All of them have training images."""
+        return int(self.data.labels.max()) + 1
 
 
 def calibration_images(train: Images, count: int, seed: int) -> Images:

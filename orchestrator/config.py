@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from orchestrator.data.accuracy import AnyAccuracy, Gpus, SupernetAccuracy
+from orchestrator.data.accuracy import AnyAccuracy, Augmented, Gpus, SupernetAccuracy
 from orchestrator.data.datasets import DataSettings
 from orchestrator.settings import DAYS_30_S, MANY, SEEDS, Section
 from searchspaces.errors import ConfigError
@@ -132,7 +132,7 @@ class LatencySettings(Section):
     time_out_s: float = Field(120.0, gt=0, le=DAYS_30_S, description="longest wait for one measurement")
 
 
-class SupernetSettings(Section):
+class SupernetSettings(Augmented):
     """Training of the shared network (accuracy: supernet), in its own actor; `workers` > 1 trains data-parallel across
     the cluster."""
 
@@ -148,8 +148,6 @@ class SupernetSettings(Section):
     subnets: int = Field(2, ge=0, le=1000, description="random subnets per sandwich step, beside the largest and "
                                                        "smallest")
     distillation: float = Field(1.0, ge=0, le=1000, description="weight of the largest network's soft labels")
-    flip: bool = Field(False, description="random horizontal flips; not for digits or text")
-    crop_padding: int = Field(1, ge=0, le=512, description="pixels of padding before a random crop")
     workers: int = Field(1, ge=1, le=256, description="actors that train together")
     cpus: int = Field(1, ge=1, le=1024, description="threads of each worker; pays for large images only, more workers "
                                                     "always do")

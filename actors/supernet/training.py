@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import numpy as np
@@ -66,7 +66,8 @@ class Trainer:
         self.settings = settings
         train, held_out = halves(train, settings.training.held_out_share, settings.seed)
         self.batches = batches_of(train, preprocessing, settings, rank, ranks)
-        self._held_out = batches_of(held_out, preprocessing, settings, rank, ranks) if len(held_out) else None
+        self._held_out = (batches_of(held_out, preprocessing, unmixed(settings), rank, ranks) if len(held_out)
+                          else None)
         torch.manual_seed(settings.seed)  # the same initial weights on every rank and after every restart
         self.device = training_device(settings.device)
         schedule = Schedule(settings.epochs, self.batches.steps, settings.seed, rank, ranks)
@@ -138,6 +139,10 @@ def halves(train: Images, held_out_share: float, seed: int) -> tuple[Images, Ima
     count = round(held_out_share * len(train))
     held_out, rest = stratified(np.random.default_rng([seed, len(train)]), train.labels, rows, count)
     return train.take(rest), train.take(held_out)
+
+
+def unmixed(settings: SupernetSettings) -> SupernetSettings:
+    return replace(settings, augmentation=settings.augmentation.unmixed())
 
 
 def batches_of(images: Images, preprocessing: Preprocessing, settings: SupernetSettings, rank: int,

@@ -14,9 +14,27 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from actors.data import Augmentation
 from orchestrator.settings import Section
 
 Gpus = Annotated[float, Field(ge=0, le=64)] | Literal["auto"]  # of one worker; auto: orchestrator/cluster/gpus.py
+
+
+class Augmented(Section):
+    """What is done to training images at random."""
+
+    flip: bool = Field(False, description="random horizontal flips; not for digits or text")
+    crop_padding: int = Field(1, ge=0, le=512, description="pixels of padding before a random crop")
+    colour: float = Field(0.0, ge=0, lt=1, description="largest random change of brightness, contrast and saturation, "
+                                                       "as a share")
+    mixup: float = Field(0.0, ge=0, le=100, description="a of Beta(a, a), the share in which two images are blended; "
+                                                        "0: never")
+    cutmix: float = Field(0.0, ge=0, le=100, description="a of Beta(a, a), the share in which a rectangle comes from "
+                                                         "another image; 0: never")
+
+    def augmentation(self) -> Augmentation:
+        return Augmentation(padding=self.crop_padding, flip=self.flip, colour=self.colour, mixup=self.mixup,
+                            cutmix=self.cutmix)
 
 
 class SupernetAccuracy(Section):
@@ -25,15 +43,13 @@ class SupernetAccuracy(Section):
     source: Literal["supernet"] = Field("supernet", description="supernet, training or table")
 
 
-class Recipe(Section):
+class Recipe(Augmented):
     """How one architecture is trained by itself, and by how many trainers at once."""
 
     batch_size: int = Field(64, ge=2, le=65_536, description="images of one step")
     learning_rate: float = Field(0.05, gt=0, le=100, description="peak of a cosine schedule, SGD with momentum 0.9")
     weight_decay: float = Field(4e-5, ge=0, le=1, description="L2 penalty of the weights")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of a label that is spread over all classes")
-    flip: bool = Field(False, description="random horizontal flips; not for digits or text")
-    crop_padding: int = Field(1, ge=0, le=512, description="pixels of padding before a random crop")
     workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field("auto", description=(
         "trainers at once; auto: as many as CPUs and GPUs allow"))
     cpus: int = Field(1, ge=1, le=1024, description="threads of each trainer")

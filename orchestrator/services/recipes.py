@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from actors.data import Augmentation, Images
+from actors.data import Images
 from actors.rollout.trainer import ProxySettings
 from actors.supernet.actor import SupernetSettings
 from orchestrator.cluster.embedded import usable_cores
@@ -44,7 +44,7 @@ def proxy_settings(config: Config, epochs: int) -> ProxySettings:
     assert isinstance(recipe, Recipe), "a supernet's accuracies come without a recipe"
     return ProxySettings(epochs=epochs, batch_size=recipe.batch_size, learning_rate=recipe.learning_rate,
                          weight_decay=recipe.weight_decay, label_smoothing=recipe.label_smoothing, seed=config.seed,
-                         augmentation=Augmentation(padding=recipe.crop_padding, flip=recipe.flip),
+                         augmentation=recipe.augmentation(),
                          calibration_images=config.search.calibration_images)
 
 
@@ -90,5 +90,5 @@ def supernet_settings(config: Config, goals: Sequence[Goal] = (),
         lr=s.learning_rate, weight_decay=s.weight_decay, sampler=s.sampler, subnets=s.subnets,
         distill_weight=s.distillation)
     return SupernetSettings(training=training, epochs=s.epochs, batch_size=s.batch_size, seed=config.seed,
-                            augmentation=Augmentation(padding=s.crop_padding, flip=s.flip),
+                            augmentation=s.augmentation(),
                             calibration_images=config.search.calibration_images, workers=s.workers, num_cpus=s.cpus)

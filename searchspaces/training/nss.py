@@ -41,7 +41,7 @@ from searchspaces.training.spaces import (
     straight_through,
     temperature,
 )
-from searchspaces.training.training import Batch, Schedule, Training
+from searchspaces.training.training import Batch, Schedule, Training, share_right
 from searchspaces.training.weights import WeightOptimizer, WeightSettings, fitting
 
 # Logits start equal, and Adam moves one by about the learning rate per step: with less way to go a distribution ends
@@ -285,4 +285,4 @@ def warm_up_epochs(share: float, epochs: int) -> int:
 
 
 def _numbers(loss: Tensor, logits: Tensor, labels: Tensor) -> dict[str, float]:
-    return {"loss": float(loss.detach()), "accuracy": float((logits.detach().argmax(1) == labels).float().mean())}
+    return {"loss": float(loss.detach()), "accuracy": share_right(logits, labels)}

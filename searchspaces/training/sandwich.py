@@ -25,7 +25,7 @@ from searchspaces.space import SearchSpace, Tokens
 from searchspaces.supernet import Supernet
 from searchspaces.training.distributions import UpdateCounts
 from searchspaces.training.sampling import sandwich, strict_fair
-from searchspaces.training.training import Batch, Schedule, Training
+from searchspaces.training.training import Batch, Schedule, Training, share_right
 from searchspaces.training.weights import WeightOptimizer, WeightSettings, fitting
 
 
@@ -119,7 +119,7 @@ class SandwichTraining(Training):
         settings, distill = self.settings, self.settings.distill_weight
         losses: list[Tensor] = []
         teacher: Tensor | None = None
-        accuracy = torch.tensor(0.0)
+        accuracy = 0.0
         if settings.sampler == "fair" and distill > 0:
             teacher = self._teacher(images)
         for row in rows:
@@ -130,11 +130,11 @@ class SandwichTraining(Training):
                 loss = loss + distill * F.cross_entropy(logits, teacher)
             loss.backward()
             if not losses:
-                accuracy = (logits.detach().argmax(1) == labels).float().mean()
+                accuracy = share_right(logits, labels)
                 if settings.sampler == "sandwich" and distill > 0:
                     teacher = logits.detach().softmax(1)  # the largest comes first
             losses.append(loss.detach())
-        return [float(loss) for loss in losses], float(accuracy)
+        return [float(loss) for loss in losses], accuracy
 
     @torch.no_grad()
     def _teacher(self, images: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from searchspaces.space import SearchSpace, Tokens
 from searchspaces.supernet import Supernet
 
-Batch = tuple[Tensor, Tensor]       # images float[B, C, H, W], labels int64[B]
+Batch = tuple[Tensor, Tensor]       # images float[B, C, H, W], labels int64[B] or probabilities float[B, classes]
 Wishes = Mapping[str, Tokens]       # by label of a goal: architectures whose latency for it is wanted, int8[N, T]
 Latencies = Mapping[str, NDArray[np.float64]]   # ms[N] for the rows of the wishes
 
@@ -106,3 +106,9 @@ class TrainingMethod(Protocol):
         """ConfigError or SpaceError where the method cannot train a supernet of this space."""
 
     def start(self, supernet: Supernet, schedule: Schedule) -> Training: ...
+
+
+def share_right(logits: Tensor, labels: Tensor) -> float:
+    """Accuracy in 0..1 on a batch. A mixed image counts for the class with the largest share."""
+    classes = labels if labels.ndim == 1 else labels.argmax(1)
+    return float((logits.detach().argmax(1) == classes).float().mean())

@@ -32,7 +32,7 @@ from searchspaces.training.distributions import Distributions, UpdateCounts
 from searchspaces.training.estimators import Draw, draw, entropies, uniform
 from searchspaces.training.latencyterm import Aim, LatencySettings, LatencyTerm
 from searchspaces.training.objective import Gap, generalisation_loss
-from searchspaces.training.training import Batch, Latencies, Schedule, Training, Wishes
+from searchspaces.training.training import Batch, Latencies, Schedule, Training, Wishes, share_right
 from searchspaces.training.weights import WeightOptimizer, WeightSettings, fitting
 
 Estimator = Literal["rebar", "gumbel_softmax", "reinforce"]
@@ -216,7 +216,7 @@ class UnasTraining(Training):
     @staticmethod
     def _numbers(losses_B: Tensor, logits: Tensor, labels: Tensor) -> dict[str, float]:
         return {"loss": float(losses_B.mean().detach()),
-                "accuracy": float((logits.detach().argmax(1) == labels).float().mean())}
+                "accuracy": share_right(logits, labels)}
 
     def _step_phi(self, turn: int) -> None:
         done = (self.steps_done - self._warm_up) / max(self.schedule.steps - self._warm_up, 1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from actors.data import Augmentation, Batches, Images, Preprocessing, calibration_images, stratified
+from actors.data import Augmentation, Batches, Images, Preprocessing, calibration_images, jittered, stratified
 from searchspaces.errors import DataError
 
 
@@ -91,10 +91,51 @@ def test_batches_depend_on_seed_epoch_and_step_only() -> None:
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_together_see_exactly_the_single_workers_batch(ranks: int) -> None:
     data, preprocessing = noise(40), Preprocessing.fit(noise(40), 8)
-    whole = Batches(data, preprocessing, Augmentation(1, True), 10, 0).get(1, 2)
-    parts = [Batches(data, preprocessing, Augmentation(1, True), 10, 0, rank, ranks).get(1, 2) for rank in range(ranks)]
+    augmentation = Augmentation(1, True, colour=0.2, mixup=0.2, cutmix=0.5)
+    whole = Batches(data, preprocessing, augmentation, 10, 0).get(1, 2)
+    parts = [Batches(data, preprocessing, augmentation, 10, 0, rank, ranks).get(1, 2) for rank in range(ranks)]
     assert torch.equal(torch.cat([images for images, _ in parts]), whole[0])
     assert torch.equal(torch.cat([labels for _, labels in parts]), whole[1])
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(mixup=0.4), Augmentation(cutmix=1.0),
+                                          Augmentation(mixup=1.0, cutmix=1.0)])
+def test_mixed_images_and_their_targets_keep_the_same_share(augmentation: Augmentation) -> None:
+    """Image k is k everywhere, of class k: the mean of a mixed image is the mean class under its target."""
+    levels = np.arange(0, 240, 10, dtype=np.uint8)
+    images = np.broadcast_to(levels[:, None, None, None], (24, 16, 16, 3)).copy()
+    for seed in range(20):
+        mixed, targets = augmentation.mixed(images, np.eye(24, dtype=np.float32), np.random.default_rng(seed))
+        np.testing.assert_allclose(mixed.mean(axis=(1, 2, 3)), targets @ levels, atol=0.51)   # rounded to whole levels
+        np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
+    assert (images[:, 0, 0, 0] == levels).all()
+
+
+def test_cutmix_takes_one_rectangle_of_the_share_that_beta_drew() -> None:
+    """Beta(a, a) with a large a is near a half: half of the area, less where the rectangle reaches over the edge."""
+    images = np.zeros((2, 40, 40, 1), dtype=np.uint8)
+    images[1] = 255
+    shares = []
+    for seed in range(200):
+        mixed, targets = Augmentation(cutmix=1e4).mixed(images, np.eye(2, dtype=np.float32),
+                                                        np.random.default_rng(seed))
+        foreign = mixed[0, ..., 0] == 255
+        if not foreign.any():       # its partner was itself
+            continue
+        rows, columns = foreign.any(axis=1), foreign.any(axis=0)
+        assert foreign.sum() == rows.sum() * columns.sum()
+        assert targets[0, 1] == pytest.approx(foreign.mean())
+        shares.append(foreign.mean())
+    assert max(shares) == pytest.approx(0.5, abs=0.03) and 0.25 < np.mean(shares) < 0.45
+
+
+def test_colour_jitter_is_brightness_then_contrast_then_saturation() -> None:
+    image = np.array([[[[100, 40, 10]], [[60, 60, 60]]]], dtype=np.uint8)      # mean 55
+    factors = np.array([1.2, 0.5, 2.0]).reshape(3, 1, 1, 1, 1)
+    # brightness: 120 48 12 | 72 72 72, mean 66; contrast: 93 57 39 | 69 69 69; saturation about 63: 123 51 15 | 69
+    assert jittered(image, factors).tolist() == [[[[123, 51, 15]], [[69, 69, 69]]]]
+    assert (jittered(image, np.ones((3, 1, 1, 1, 1))) == image).all()
+    assert jittered(image, np.full((3, 1, 1, 1, 1), 9.0)).max() == 255
 
 
 def test_calibration_images_are_distinct_training_images() -> None:
