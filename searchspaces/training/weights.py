@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +13,27 @@ from torch import Tensor, nn
 from searchspaces.errors import ConfigError, EvaluationError, StoreError
 from searchspaces.supernet import Supernet
 
+CLASSIFIER = "head.linear"
 Reduce = Callable[[Iterable[nn.Parameter]], None]
 
 
 @dataclass(frozen=True)
 class WeightSettings:
     """`warmup_fraction` of the steps the learning rate rises linearly, then it falls as a cosine to zero; `grad_clip`
-    bounds the global norm."""
+    bounds the global norm. Weights before the classifier learn at `body_rate` times the rate: below 1 where they are
+    trained already and the classifier is new."""
 
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 3e-5
     warmup_fraction: float = 0.1
     grad_clip: float = 5.0
+    body_rate: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.body_rate <= 1:
+            raise ConfigError(f"body_rate of supernet training is {self.body_rate}; it is a share of the learning rate "
+                              "in 0..1")
         if not (self.lr > 0 and self.grad_clip > 0):
             raise ConfigError(f"lr and grad_clip of supernet training are {self.lr} and {self.grad_clip}; both must be "
                               "above 0")
@@ -42,10 +49,8 @@ class WeightOptimizer:
         self.settings, self.total_steps = settings, total_steps
         self._supernet = supernet
         self._parameters = dict(supernet.named_parameters())
-        decayed = [p for p in self._parameters.values() if p.ndim > 1]  # neither batch norm nor biases
-        plain = [p for p in self._parameters.values() if p.ndim <= 1]
         self._optimizer = torch.optim.SGD(
-            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            parameter_groups(self._parameters, settings.weight_decay, settings.body_rate),
             lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
 
     def learning_rate(self, step: int) -> float:
@@ -60,7 +65,7 @@ class WeightOptimizer:
         """Clears gradients and sets the step's learning rate, which it returns."""
         lr = self.learning_rate(step)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         self._optimizer.zero_grad(set_to_none=True)
         return lr
 
@@ -95,6 +100,16 @@ class WeightOptimizer:
             if f"momentum.{name}" in state:
                 momentum = state[f"momentum.{name}"].to(parameter.device, copy=True)
                 self._optimizer.state[parameter]["momentum_buffer"] = momentum
+
+
+def parameter_groups(parameters: Mapping[str, nn.Parameter], weight_decay: float,
+                     body_rate: float = 1.0) -> list[dict[str, Any]]:
+    """For an optimiser: neither batch norm nor biases decay, and `share` says at which share of the rate a group learns:
+    1 for the classifier, whatever is called head.linear."""
+    head = [p for name, p in parameters.items() if name.startswith(CLASSIFIER)]
+    body = [p for name, p in parameters.items() if not name.startswith(CLASSIFIER)]
+    return [{"params": [p for p in part if (p.ndim > 1) == decays], "weight_decay": weight_decay if decays else 0.0,
+             "share": share} for part, share in ((head, 1.0), (body, body_rate)) for decays in (True, False)]
 
 
 @contextmanager

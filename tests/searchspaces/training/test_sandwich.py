@@ -118,11 +118,16 @@ def test_gradients_are_reduced_once_per_step_and_in_the_same_order() -> None:
         assert torch.equal(a, b)
 
 
-def test_one_step_against_autograd_by_hand() -> None:
-    """Gradients of all subnets summed, distillation from the largest, decay not on batch norm and biases."""
-    settings = SandwichSettings(lr=0.1, momentum=0.0, weight_decay=0.01, warmup_fraction=0.0, grad_clip=1e9)
+@pytest.mark.parametrize("body_rate, mixed", [(1.0, False), (0.2, True)])
+def test_one_step_against_autograd_by_hand(body_rate: float, mixed: bool) -> None:
+    """Gradients of all subnets summed, distillation from the largest, decay not on batch norm and biases; the body at
+    its own rate; labels that are probabilities."""
+    settings = SandwichSettings(lr=0.1, momentum=0.0, weight_decay=0.01, warmup_fraction=0.0, grad_clip=1e9,
+                                body_rate=body_rate)
     trainer = training(settings)
     images, labels = data(16)
+    if mixed:
+        labels = 0.7 * F.one_hot(labels, 10).float() + 0.3 * F.one_hot(labels.roll(1), 10)
     reference = copy.deepcopy(trainer.supernet).train()
     total, teacher = torch.zeros(()), torch.zeros(())
     for index, row in enumerate(trainer.subnets_of_step(0)):
@@ -137,10 +142,27 @@ def test_one_step_against_autograd_by_hand() -> None:
     expected = {}
     for name, p in reference.named_parameters():
         decay = 0.01 * p if p.ndim > 1 else 0.0
-        expected[name] = p if p.grad is None else p - 0.1 * (p.grad + decay)
+        rate = 0.1 if name.startswith("head.linear") else 0.1 * body_rate
+        expected[name] = p if p.grad is None else p - rate * (p.grad + decay)
     trainer.step((images, labels))
     for name, p in trainer.supernet.named_parameters():
         assert torch.allclose(p, expected[name], atol=2e-5), name
+
+
+def test_the_teacher_trains_alone_first_and_a_resumed_training_knows_when_it_ends() -> None:
+    settings = SandwichSettings(teacher=0.5)
+    trainer, largest = training(settings, total_steps=6), SPACE.extremes()[1]
+    for step in range(4):
+        trainer.step(data(4, step))
+    assert [len(trainer.subnets_of_step(step)) for step in range(6)] == [1, 1, 1, 4, 4, 4]
+    assert all((trainer.subnets_of_step(step)[0] == largest).all() for step in range(6))
+    assert trainer.update_counts()["depth0"][0] >= 4      # the largest once a step
+    again = training(settings, total_steps=6)
+    again.load_state_dict(trainer.state_dict())
+    for step in range(4, 6):
+        trainer.step(data(4, step))
+        again.step(data(4, step))
+    assert equal(trainer, again)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
@@ -181,6 +203,7 @@ def test_foreign_checkpoint_is_refused() -> None:
 
 @pytest.mark.parametrize("options", [
     {"lr": 0.0}, {"momentum": 1.0}, {"warmup_fraction": -0.1}, {"sampler": "sandwitch"}, {"subnets": -1},
+    {"body_rate": 1.5}, {"teacher": 1.0},
 ])
 def test_impossible_settings(options: dict) -> None:
     with pytest.raises(ConfigError):
