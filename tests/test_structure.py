@@ -15,6 +15,7 @@ PACKAGES = ("searchspaces", "actors", "orchestrator")
 PLAN: tuple[tuple[str, ...], ...] = (
     # what can be built
     ("searchspaces",),                                        # contracts and shared parts
+    ("searchspaces/trained/given.py",),                       # weights that others published
     ("searchspaces/darts", "searchspaces/efficientnet_lite", "searchspaces/elite", "searchspaces/expanded",
      "searchspaces/mnas", "searchspaces/mobilenetv3", "searchspaces/nasbench201", "searchspaces/proxylessnas",
      "searchspaces/trained", "searchspaces/training"),

@@ -39,7 +39,7 @@ from orchestrator.run.stages.measure import measure
 from orchestrator.run.stages.train import train
 from orchestrator.services.context import Leaders, RunContext, data_and_space
 from orchestrator.services.elite import check_inheritance, freeze_weights, with_ranges
-from orchestrator.services.pretrained import check_start, preprocessing_for
+from orchestrator.services.pretrained import check_start, preprocessing_for, with_absolute_start
 from orchestrator.services.recipes import check_training, slots_needed
 from orchestrator.services.services import Services
 from orchestrator.services.warmstart import check_earlier, freeze_earlier, is_frozen
@@ -96,6 +96,7 @@ class Search:
         if resumed is None:
             check_inheritance(config, self._space.classes, self._space.channels)
             check_start(config, self._space)
+            self.config = config = with_absolute_start(config)
         if resumed is None:
             check_earlier(config, runs, self._space, self._splits)
         self._new, self._outer = resumed is None, outer
@@ -153,7 +154,8 @@ class Search:
         store.update_state(stage=Stage.MEASURE.value)
 
     def _run(self, store: RunStore, watch: Watch, until: Stage) -> list[Delivered]:
-        preprocessing = preprocessing_for(self.config, self._splits.train, input_shape(self._space)[1])
+        preprocessing = preprocessing_for(self.config, self._space, self._splits.train,
+                                          input_shape(self._space)[1])
         store.update_state(dataset=self._splits.name, classes=list(self._splits.classes),
                            channels=self._splits.channels)
         notes = announcements(self.config)

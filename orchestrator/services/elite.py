@@ -18,7 +18,7 @@ from orchestrator.config import Config, Plugin, load_config
 from orchestrator.record.store import RunStore, find_run, read_json, write_json
 from orchestrator.services.context import RunContext
 from orchestrator.services.panel import Panel
-from orchestrator.services.pretrained import started
+from orchestrator.services.pretrained import absolute_start, started
 from orchestrator.services.recipes import supernet_settings
 from orchestrator.services.states import intact_state, save_state
 from searchspaces.catalogue import ELITE, make_space
@@ -122,7 +122,7 @@ def check_inheritance(config: Config, classes: int, channels: int) -> None:
                           f"channels, the dataset has {classes} and {channels}; use the same dataset, or leave out "
                           "space.run and give base and ranges, as the config.yaml of a run that used it has them")
     start = load_config(folder / "config.yaml").supernet.start
-    if start != config.supernet.start:
+    if absolute_start(start) != absolute_start(config.supernet.start):
         raise ConfigError(f"run '{folder.name}' has supernet.start {start!r}, this one {config.supernet.start!r}; give "
                           "both the same, because it says how pixels are scaled")
 

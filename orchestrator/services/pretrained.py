@@ -5,15 +5,50 @@ and standard deviation of the training images.
 """
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from actors.data import Images, Preprocessing
 from orchestrator.config import Config
-from searchspaces.efficientnet_lite.pretrained import MEAN, STD, load_pretrained, weights_file
+from searchspaces.efficientnet_lite import pretrained as efficientnet_lite
+from searchspaces.efficientnet_lite.space import EfficientNetLite
+from searchspaces.elite.space import EliteSpace
 from searchspaces.elite.supernet import EliteSupernet
 from searchspaces.errors import ConfigError
+from searchspaces.mobilenetv3 import pretrained as mobilenetv3
+from searchspaces.mobilenetv3.space import MobileNetV3
 from searchspaces.space import SearchSpace
 from searchspaces.supernet import Supernet
+from searchspaces.trained.given import Published, fill, weights_file
+
+PUBLISHED: dict[type[SearchSpace], Published] = {
+    EfficientNetLite: efficientnet_lite.PUBLISHED, MobileNetV3: mobilenetv3.PUBLISHED}
+
+
+def published_for(space: SearchSpace) -> Published:
+    """The weights that exist for a space, or for the one that it is a part of. ConfigError where there are none."""
+    whole = space.base if isinstance(space, EliteSpace) else space
+    for kind, published in PUBLISHED.items():
+        if isinstance(whole, kind):
+            return published
+    raise ConfigError(f"search space {space.space_id} cannot start from trained weights; use space efficientnet_lite "
+                      "or mobilenetv3, or leave out supernet.start")
+
+
+def absolute_start(start: str | None) -> str | None:
+    """A path that means the same file from any folder; names of packages stay."""
+    if start is None or any(start in published.packages for published in PUBLISHED.values()):
+        return start
+    return str(Path(start).expanduser().absolute())
+
+
+def with_absolute_start(config: Config) -> Config:
+    """The configuration with a `supernet.start` that a resumed run finds from any folder."""
+    start = absolute_start(config.supernet.start)
+    if start == config.supernet.start:
+        return config
+    return config.model_copy(update={"supernet": config.supernet.model_copy(update={"start": start})})
 
 
 def check_start(config: Config, space: SearchSpace) -> None:
@@ -29,17 +64,18 @@ def check_start(config: Config, space: SearchSpace) -> None:
 
 def started(start: str, seed: int, space: SearchSpace) -> Supernet:
     """A supernet with these weights; what they lack, as a head for other classes, is new and follows the seed."""
-    file = weights_file(start)
+    published = published_for(space)
+    file = weights_file(published, start)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         supernet = space.make_supernet()
-    load_pretrained(supernet.base if isinstance(supernet, EliteSupernet) else supernet, file)
+    fill(supernet.base if isinstance(supernet, EliteSupernet) else supernet, published, file)
     return supernet
 
 
-def preprocessing_for(config: Config, train: Images, resolution: int) -> Preprocessing:
+def preprocessing_for(config: Config, space: SearchSpace, train: Images, resolution: int) -> Preprocessing:
     """How images become the input of this run's networks."""
     if config.supernet.start is None:
         return Preprocessing.fit(train, resolution)
     channels = int(train.images.shape[3])
-    return Preprocessing((MEAN,) * channels, (STD,) * channels, resolution, channels)
+    return Preprocessing(*published_for(space).pixels(channels), resolution, channels)

