@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_
 
 from orchestrator.data.accuracy import AnyAccuracy, Augmented, Gpus, SupernetAccuracy
 from orchestrator.data.datasets import DataSettings
+from orchestrator.presets import Preset, with_preset
 from orchestrator.settings import DAYS_30_S, MANY, SEEDS, Section
 from searchspaces.errors import ConfigError
 
@@ -142,7 +143,10 @@ class SupernetSettings(Augmented):
     epochs: int = Field(30, ge=1, le=100_000, description="passes over the training images")
     batch_size: int = Field(64, ge=2, le=65_536, description="images of one step, of all workers together")
     learning_rate: float = Field(0.05, gt=0, le=100, description="peak of a cosine schedule, SGD with momentum 0.9")
+    body_rate: float = Field(1.0, ge=0, le=1, description="share of it for all weights but the classifier's")
     weight_decay: float = Field(3e-5, ge=0, le=1, description="L2 penalty of the weights")
+    teacher: float = Field(0.0, ge=0, lt=1, description="share of the steps, at first, in which the largest network "
+                                                        "trains alone")
     sampler: Literal["sandwich", "fair"] = Field("sandwich", description=(
         "subnets of a step: the largest, the smallest and random ones, or every choice once"))
     subnets: int = Field(2, ge=0, le=1000, description="random subnets per sandwich step, beside the largest and "
@@ -214,6 +218,8 @@ class Config(Section):
     seed: int = Field(0, ge=0, le=SEEDS, description="equal seeds give equal searches, measured latencies aside")
     warm_start: list[str] = Field([], max_length=1000, description=(
         "earlier runs, by name or path, whose trials and latencies are used"))
+    training: Preset | None = Field(None, description="quick, standard or long: sets epochs and evaluations that are "
+                                                      "not given singly")
     data: DataSettings = Field(DataSettings(), description="the images")
     space: AnyPlugin = Field(Plugin(name="mobilenetv3-s16"), description="what can be built")
     narrow: NarrowSettings | None = Field(None, description="search the space first, and stay in what is found")
@@ -236,6 +242,11 @@ class Config(Section):
             raise ValueError("a run's name is up to 100 letters, digits, '-', '_' and single '.', and starts with a "
                              "letter or digit")
         return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, raw: Any) -> Any:
+        return with_preset(raw) if isinstance(raw, dict) else raw
 
     @model_validator(mode="before")
     @classmethod

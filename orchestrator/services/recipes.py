@@ -61,7 +61,7 @@ def own_training(config: Config, goals: Sequence[Goal], latency: Mapping[str, La
     name, s = config.controller.name, config.supernet
     return controller_class(name).training(
         check_controller_options(name, config.controller.options), {goal.label: goal.budgets_ms for goal in goals},
-        WeightSettings(lr=s.learning_rate, weight_decay=s.weight_decay), s.workers, latency)
+        WeightSettings(lr=s.learning_rate, weight_decay=s.weight_decay, body_rate=s.body_rate), s.workers, latency)
 
 
 def check_training(config: Config, train: Images, space: SearchSpace) -> None:
@@ -88,7 +88,7 @@ def supernet_settings(config: Config, goals: Sequence[Goal] = (),
     s = config.supernet
     training = own_training(config, goals, latency or {}) or SandwichSettings(
         lr=s.learning_rate, weight_decay=s.weight_decay, sampler=s.sampler, subnets=s.subnets,
-        distill_weight=s.distillation)
+        distill_weight=s.distillation, body_rate=s.body_rate, teacher=s.teacher)
     return SupernetSettings(training=training, epochs=s.epochs, batch_size=s.batch_size, seed=config.seed,
                             augmentation=s.augmentation(),
                             calibration_images=config.search.calibration_images, workers=s.workers, num_cpus=s.cpus)

@@ -1,0 +1,43 @@
+"""How long a run trains and searches, in one word: `training: quick`, `standard` or `long`.
+
+A preset stands for single settings, which still may be given beside it and then win. From trained weights
+(`supernet.start`) fewer epochs suffice, the first of them make the largest network a teacher, and the rate is that of a
+fine-tuning.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Preset = Literal["quick", "standard", "long"]
+Settings = Mapping[str, Mapping[str, Any]]
+
+FROM_SCRATCH: Mapping[str, Settings] = {
+    "quick": {"supernet": {"epochs": 10}, "search": {"evaluations": 100}, "latency": {"initial": 30, "maximum": 60},
+              "delivery": {"alternatives": 3, "fine_tune_epochs": 4}},
+    "standard": {"supernet": {"epochs": 30}, "search": {"evaluations": 300}, "delivery": {"fine_tune_epochs": 10}},
+    "long": {"supernet": {"epochs": 120}, "search": {"evaluations": 600}, "delivery": {"fine_tune_epochs": 30}},
+}
+FROM_TRAINED: Mapping[str, Settings] = {
+    "quick": {"supernet": {"epochs": 4}, "search": {"evaluations": 60}, "latency": {"initial": 30, "maximum": 60},
+              "delivery": {"alternatives": 3, "fine_tune_epochs": 3}},
+    "standard": {"supernet": {"epochs": 12}, "search": {"evaluations": 150},
+                 "delivery": {"alternatives": 4, "fine_tune_epochs": 6}},
+    "long": {"supernet": {"epochs": 40}, "search": {"evaluations": 300}, "delivery": {"fine_tune_epochs": 15}},
+}
+FINE_TUNING: Settings = {"supernet": {"learning_rate": 0.05, "teacher": 0.25},
+                         "delivery": {"fine_tune_learning_rate": 0.02}}
+
+
+def with_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with what its preset says for settings that it does not give itself."""
+    supernet = raw.get("supernet")
+    started = isinstance(supernet, Mapping) and supernet.get("start") is not None
+    chosen = (FROM_TRAINED if started else FROM_SCRATCH).get(str(raw.get("training")), {})
+    filled = dict(raw)
+    for settings in (chosen, FINE_TUNING if started and chosen else {}):
+        for section, values in settings.items():
+            given = filled.get(section, {})
+            if isinstance(given, Mapping):      # what is none is an error that its check explains
+                filled[section] = {**values, **given}
+    return filled
