@@ -59,7 +59,7 @@ class RunView:
     @property
     def fixed(self) -> list[dict[str, Any]]:
         """The fixed network's models, each once, fastest first."""
-        rows = {row["onnx"]: row for row in self.compared if row.get("onnx") and _is_number(row.get("latency_ms"))
+        rows = {str(row["onnx"]): row for row in self.compared if row.get("onnx") and _is_number(row.get("latency_ms"))
                 and _is_number(row.get("accuracy")) and _is_number(row.get("test_accuracy"))}
         return sorted(rows.values(), key=lambda row: float(row["latency_ms"]))
 

@@ -79,8 +79,8 @@ def _add_fixed(figure: go.Figure, run: RunView) -> None:
     for rows, key, name, symbol, colour in looks:
         figure.add_scatter(
             x=[row["latency_ms"] for row in rows], y=[100 * row[key] for row in rows], mode="markers", name=name,
-            customdata=[f"{row['resolution']} px" if "resolution" in row else f"budget {row['budget_ms']:.4g} ms"
-                        for row in rows],
+            customdata=[f"{escape(str(row.get('resolution')))} px" if rows is fixed
+                        else f"budget {row['budget_ms']:.4g} ms" for row in rows],
             marker={"symbol": symbol, "size": 10 if rows is fixed else 14, "color": colour},
             hovertemplate="%{x:.4g} ms measured, %{y:.2f} %<br>%{customdata}<extra>" + name + "</extra>")
 

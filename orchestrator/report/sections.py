@@ -110,12 +110,15 @@ def table(run: RunView, several: bool) -> str:
     head = (*(("Target",) if several else ()), "Budget (ms)",
             "Latency (ms)" if run.bare else "Measured latency (ms)", "Test accuracy",
             "Validation accuracy", "Multiply-adds", "Parameters", "Architecture" if run.bare else "File")
-    rows = sorted(run.generated, key=lambda row: (str(row.get("target") or "") if several else "", row["budget_ms"]))
-    beside = {(row.get("target"), row["budget_ms"]): row for row in run.compared}
-    body = "".join(_row(row, several, run.bare) + _fixed_row(beside.get((row.get("target"), row["budget_ms"])), several)
-                   for row in rows)
+    rows = sorted(run.generated, key=lambda row: _key(row, several))
+    beside = {_key(row, several): row for row in run.compared}
+    body = "".join(_row(row, several, run.bare) + _fixed_row(beside.get(_key(row, several)), several) for row in rows)
     return (f'<div class="scroll"><table id="models"><thead><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>")
+
+
+def _key(row: dict[str, Any], several: bool) -> tuple[str, float]:
+    return str(row.get("target") or "") if several else "", row["budget_ms"]
 
 
 def _row(row: dict[str, Any], several: bool, bare: bool) -> str:
