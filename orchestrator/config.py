@@ -231,7 +231,7 @@ class Config(Section):
     delivery: DeliverySettings = Field(DeliverySettings(), description="training and choice of what is handed over")
     compare: list[Literal["fixed"]] = Field([], max_length=1, description=(
         "what is trained and measured beside what is handed over; fixed: the network of supernet.start unchanged, at "
-        "the largest resolution that meets each budget, fine-tuned on as many images"))
+        "the largest resolution that meets each budget, fine-tuned for as many epochs"))
     cluster: ClusterSettings = Field(ClusterSettings(), description="the Ray that is started here")
 
     @field_validator("name")
