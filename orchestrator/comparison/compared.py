@@ -67,9 +67,10 @@ def compared_table(models: Sequence[Delivered], entries: Sequence[Compared]) -> 
         if several and entry.model.target != target:     # one block of rows per target
             target = entry.model.target
             table.add_row(Text(target, style="bold"))
+        why = NOTHING_FITS if entry.model.reason.startswith(NOTHING_FITS) else "no model"
         pixels = "" if entry.resolution is None else str(entry.resolution)
         table.add_row(f"{entry.model.budget_ms:g}", *_cells(handed_over.get(_key(entry.model)), "no model"),
-                      *_cells(entry.model, NOTHING_FITS), pixels)
+                      *_cells(entry.model, why), pixels)
     return table
 
 
