@@ -233,6 +233,9 @@ class Config(Section):
     controller: AnyPlugin = Field(Plugin(name="pnag"), description="what decides which architecture is evaluated")
     search: SearchSettings = Field(SearchSettings(), description="evaluations and their workers")
     delivery: DeliverySettings = Field(DeliverySettings(), description="training and choice of what is handed over")
+    compare: list[Literal["fixed"]] = Field([], max_length=1, description=(
+        "what is trained and measured beside what is handed over; fixed: the network of supernet.start unchanged, at "
+        "the largest resolution that meets each budget, fine-tuned for as many epochs"))
     cluster: ClusterSettings = Field(ClusterSettings(), description="the Ray that is started here")
 
     @field_validator("name")

@@ -35,6 +35,7 @@ PLAN: tuple[tuple[str, ...], ...] = (
      "orchestrator/controllers/nss", "orchestrator/cluster"),
     ("orchestrator/handover", "orchestrator/report"),
     ("orchestrator/services",),                               # what the stages of a run share
+    ("orchestrator/comparison",),                             # what a user would have without a search
     ("orchestrator/run/stages",),
     ("orchestrator/run", "orchestrator/latencytables"),
     ("orchestrator",),                                        # the command line

@@ -8,9 +8,11 @@ batches depend on the seed and the step only, and on one kind of device every st
 """
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,13 @@ from torch.nn import functional
 from actors.data import Batches, Images, calibration_images
 from actors.devices import device_of
 from actors.evaluator import even_chunks
-from searchspaces.errors import EvaluationError
+from actors.supernet.checkpoints import read_newest, remove_checkpoints, write_checkpoint
+from searchspaces.errors import EvaluationError, StoreError
 from searchspaces.network import input_of, recalibrate_batch_norm
 
+log = logging.getLogger(__name__)
 NETWORK, MOMENTUM = "network.", "momentum."  # prefixes in the state
+EPOCH = "epoch"     # name of the checkpoints of a fine-tuning
 
 
 @dataclass(frozen=True)
@@ -102,15 +107,45 @@ class NetworkTraining:
 
 
 def fine_tuned_weights(network: nn.Module, batches: Batches, epochs: int, learning_rate: float,
-                       calibration: int = 2000) -> dict[str, NDArray[np.generic]]:
+                       calibration: int = 2000, folder: Path | None = None) -> dict[str, NDArray[np.generic]]:
     """State dict of the extracted subnet after `epochs` (0: none) with the supernet's optimiser, cosine to zero, and
-    batch-norm statistics re-estimated on `calibration` training images. Changes `network`; same input, same result."""
+    batch-norm statistics re-estimated on `calibration` training images. Changes `network`; same input, same result.
+    With a `folder` it goes on from the newest epoch there and leaves its own, the last one too."""
     training = NetworkTraining(network, batches, Recipe(epochs, learning_rate))
+    if folder is not None:
+        _resume(training, folder)
     while training.epoch < epochs:
         training.train_epoch()
+        if folder is not None:
+            _save(training, folder)
     recalibrate(network, batches.data, batches, calibration)
     network.eval()
     return arrays(network)
+
+
+def _facts(training: NetworkTraining) -> dict[str, Any]:
+    """What must be equal for a training to be the same training."""
+    batches = training.batches
+    return {"recipe": asdict(training.recipe), "images": len(batches.data), "batch": batches.batch,
+            "seed": batches.seed, "augmentation": asdict(batches.augmentation),
+            "resolution": batches.preprocessing.resolution}
+
+
+def _resume(training: NetworkTraining, folder: Path) -> None:
+    checkpoint = read_newest(folder, EPOCH)
+    if checkpoint is not None and checkpoint.about["facts"] == _facts(training):
+        training.load_state_dict(checkpoint.tensors, checkpoint.about["epoch"])
+    elif checkpoint is not None:
+        remove_checkpoints(folder, EPOCH)
+
+
+def _save(training: NetworkTraining, folder: Path) -> None:
+    """A disk that refuses costs the way back, not the training."""
+    about = {"facts": _facts(training), "epoch": training.epoch}
+    try:
+        write_checkpoint(folder, EPOCH, training.epoch, training.state_dict(), about)
+    except StoreError as error:
+        log.warning("%s; a killed training would start again", error)
 
 
 def recalibrate(network: nn.Module, train: Images, batches: Batches, count: int) -> None:

@@ -67,12 +67,12 @@ class Workbench(Protocol):
 
 
 class HandOver:
-    """Delivers models of one run for one goal into `run_dir`/models. `lineage` goes into every sidecar (run, weights
+    """Delivers models of one run for one goal into `run_dir`/`folder`. `lineage` goes into every sidecar (run, weights
     version). `slowest_ms`: the goal's latency beyond which a budget excludes nothing."""
 
     def __init__(self, space: SearchSpace, splits: Splits, preprocessing: Preprocessing, bench: Workbench,
                  settings: DeliverySettings, run_dir: Path, lineage: Mapping[str, Any], goal: Goal,
-                 slowest_ms: float = inf) -> None:
+                 slowest_ms: float = inf, folder: str = "models") -> None:
         self.space = space
         self.splits = splits
         self.preprocessing = preprocessing
@@ -82,6 +82,7 @@ class HandOver:
         self.lineage = dict(lineage)
         self.goal = goal
         self.slowest_ms = slowest_ms
+        self.folder = folder
         self.batches: dict[str, int] = {label: self.lineage["targets"][label]["target"]["batch"]
                                         for label in goal.targets}
 
@@ -174,7 +175,7 @@ class HandOver:
 
     def _made_before(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Sidecar's path and content of every complete model that this run's weights gave, in this goal's batches."""
-        for path in sorted((self.run_dir / "models").glob("*.json")):
+        for path in sorted((self.run_dir / self.folder).glob("*.json")):
             known = read_sidecar(path, self.goal.targets[0])
             current = known["weights_version"] == self.lineage["weights_version"]
             files = [known["files"].get(str(batch), "missing") for batch in self.batches.values()]
@@ -220,18 +221,23 @@ class HandOver:
             log.warning("%s validates at %.1f %% after its training for the hand-over, and at %.1f %% in the search; "
                         "change the epochs or the learning rate of section delivery", candidate.arch_id,
                         100 * accuracy["validation"], 100 * candidate.accuracy)
-        stem = f"{samples[self.goal.targets[0]].latency_ms:.4g}ms-{candidate.arch_id[:NAME_DIGITS]}"
+        stem = self._stem(candidate, samples)
         if len(self.lineage["targets"]) > 1:
             stem = f"{self.goal.label}-{stem}"
-        files = {str(batch): f"models/{stem}{'' if len(models) == 1 else f'-batch{batch}'}.onnx" for batch in models}
+        files = {str(batch): f"{self.folder}/{stem}{'' if len(models) == 1 else f'-batch{batch}'}.onnx"
+                 for batch in models}
         sidecar = self._sidecar(candidate, samples, accuracy) | {
             "madds": graph.madds, "params": graph.params, "files": files, "parity_max_difference": parity,
             "input": {"name": "images", "layout": "NCHW float32", "preprocessing": preprocessing.to_dict()}}
         for batch, model in models.items():
             with write_atomically(self.run_dir / files[str(batch)]) as temporary:
                 temporary.write_bytes(model)
-        write_json(self.run_dir / "models" / f"{stem}.json", sidecar)  # last: a sidecar means the model is complete
+        write_json(self.run_dir / self.folder / f"{stem}.json", sidecar)  # last: a sidecar means the model is complete
         return sidecar
+
+    def _stem(self, candidate: Candidate, samples: Mapping[str, LatencySample]) -> str:
+        """Of a model's files."""
+        return f"{samples[self.goal.targets[0]].latency_ms:.4g}ms-{candidate.arch_id[:NAME_DIGITS]}"
 
     def _sidecar(self, candidate: Candidate, samples: Mapping[str, LatencySample],
                  accuracy: Mapping[str, float]) -> dict[str, Any]:

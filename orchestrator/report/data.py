@@ -36,6 +36,7 @@ class RunView:
     problems: tuple[str, ...]
     elite: dict[str, Any]       # what a search for spaces found; empty for other runs
     narrowed: bool              # has it a search for spaces of its own, with a report?
+    compared: list[dict[str, Any]]      # the fixed network, one row per target and budget; empty for other runs
 
     def numbers(self, column: str) -> NDArray[np.float64]:
         """A column of the trials as float64, nan for null."""
@@ -54,6 +55,13 @@ class RunView:
         rows = [row for row in self.generated if row.get("feasible") and _is_number(row.get("latency_ms"))
                 and _is_number(row.get("accuracy"))]
         return sorted(rows, key=lambda row: (row["budget_ms"], row["latency_ms"]))
+
+    @property
+    def fixed(self) -> list[dict[str, Any]]:
+        """The fixed network's models, each once, fastest first."""
+        rows = {str(row["onnx"]): row for row in self.compared if row.get("onnx") and _is_number(row.get("latency_ms"))
+                and _is_number(row.get("accuracy")) and _is_number(row.get("test_accuracy"))}
+        return sorted(rows.values(), key=lambda row: float(row["latency_ms"]))
 
     @property
     def bare(self) -> bool:
@@ -75,19 +83,36 @@ def read_run(run_dir: Path) -> RunView:
     problems: list[str] = []
     trials = _read_parts(run_dir, "trials", TRIAL_SCHEMA, TRIAL_COLUMNS, problems)
     latency = _read_parts(run_dir, "latency", LATENCY_SCHEMA, LATENCY_COLUMNS, problems)
-    generated = _read_file(run_dir / "generated.json", list, problems, optional=True)
-    entries = [row for row in generated if isinstance(row, dict) and _is_number(row.get("budget_ms"))]
-    if len(entries) < len(generated):
-        problems.append(f"{len(generated) - len(entries)} entries of generated.json have no budget and are left out.")
+    generated = _with_budgets(_read_file(run_dir / "generated.json", list, problems, optional=True), "generated.json",
+                              problems)
     return RunView(
         path=run_dir, name=run_dir.resolve().name,
         config=_read_file(run_dir / "config.yaml", dict, problems),
         environment=_read_file(run_dir / "environment.json", dict, problems),
         state=_read_file(run_dir / "state.json", dict, problems, optional=True),
         events=_read_events(run_dir / "events.jsonl", problems),
-        trials=trials.sort_by("sequence"), latency=latency, generated=entries,
+        trials=trials.sort_by("sequence"), latency=latency, generated=generated,
         elite=_read_file(run_dir / "elite.json", dict, problems, optional=True),
-        narrowed=(run_dir / "narrow" / "report.html").is_file(), problems=tuple(problems))
+        narrowed=(run_dir / "narrow" / "report.html").is_file(),
+        compared=_fixed_rows(_read_file(run_dir / "compared.json", dict, problems, optional=True), problems),
+        problems=tuple(problems))
+
+
+def _with_budgets(rows: list[Any], name: str, problems: list[str]) -> list[dict[str, Any]]:
+    entries = [row for row in rows if isinstance(row, dict) and _is_number(row.get("budget_ms"))]
+    if len(entries) < len(rows):
+        problems.append(f"{len(rows) - len(entries)} entries of {name} have no budget and are left out.")
+    return entries
+
+
+def _fixed_rows(compared: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
+    if not compared:
+        return []
+    fixed = compared.get("fixed")
+    rows = fixed.get("entries") if isinstance(fixed, dict) else None
+    if not isinstance(rows, list):
+        problems.append("compared.json holds no entries of the fixed network.")
+    return _with_budgets(rows if isinstance(rows, list) else [], "compared.json", problems)
 
 
 def _read_file(path: Path, kind: type, problems: list[str], optional: bool = False) -> Any:

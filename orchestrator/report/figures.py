@@ -22,6 +22,7 @@ MARKERS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
 VERMILLION = "#D55E00"
 DOMINATED_SHOWN = 5000
 BUDGET_LINES = 6
+FIXED = "fixed, fine-tuned"
 # Dark to light blue-yellow (cividis): ordered, and readable without colour.
 ORDERED = ("#00204D", "#31446B", "#666970", "#958F78", "#CAB969", "#E8CF3A")
 
@@ -32,7 +33,7 @@ def front_figure(run: RunView) -> go.Figure | None:
     known = np.isfinite(latency_ms) & np.isfinite(accuracy)
     if not known.any() and not run.models:
         return None
-    figure = plain_figure("latency (ms)", "validation accuracy (%)")
+    figure = plain_figure("latency (ms)", "accuracy (%)" if run.fixed else "validation accuracy (%)")
     front = run.front
     dominated = known.copy()
     dominated[front] = False
@@ -60,10 +61,28 @@ def front_figure(run: RunView) -> go.Figure | None:
             marker={"symbol": "star", "size": 14, "color": VERMILLION, "line": {"color": "white", "width": 1}},
             hovertemplate="%{x:.4g} ms " + ("looked up" if run.bare else "measured") + ", %{y:.2f} %<br>budget "
                           "%{customdata:.4g} ms<extra>" + run.handed_over + "</extra>")
+    _add_fixed(figure, run)
     # Fixed, because the page draws a line at the budget, and a shape would move an automatic range.
-    ends = np.concatenate([latency_ms[front], latency_ms[shown], [m["latency_ms"] for m in models]])
+    ends = np.concatenate([latency_ms[front], latency_ms[shown], [m["latency_ms"] for m in models + run.fixed]])
     pad = 0.04 * float(np.ptp(ends)) or 0.1 * float(ends[0])
     return figure.update_xaxes(range=[float(ends.min()) - pad, float(ends.max()) + pad])
+
+
+def _add_fixed(figure: go.Figure, run: RunView) -> None:
+    """The fixed network at every resolution that was trained, validation filled and test open; test of ours too."""
+    fixed, models = run.fixed, [m for m in run.models if isinstance(m.get("test_accuracy"), int | float)]
+    if not fixed:
+        return
+    looks = [(fixed, "accuracy", FIXED, "square", COLOURS[4]),
+             (fixed, "test_accuracy", f"{FIXED} (test)", "square-open", COLOURS[4]),
+             (models, "test_accuracy", f"{run.handed_over} (test)", "star-open", VERMILLION)]
+    for rows, key, name, symbol, colour in looks:
+        figure.add_scatter(
+            x=[row["latency_ms"] for row in rows], y=[100 * row[key] for row in rows], mode="markers", name=name,
+            customdata=[f"{escape(str(row.get('resolution')))} px" if rows is fixed
+                        else f"budget {row['budget_ms']:.4g} ms" for row in rows],
+            marker={"symbol": symbol, "size": 10 if rows is fixed else 14, "color": colour},
+            hovertemplate="%{x:.4g} ms measured, %{y:.2f} %<br>%{customdata}<extra>" + name + "</extra>")
 
 
 def trial_groups(run: RunView) -> NDArray[np.str_]:

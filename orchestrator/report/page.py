@@ -155,7 +155,9 @@ def _front_note(run: RunView) -> str:
     scored = " or ".join(how.get(name, f"by {name}") for name in sources)
     after = ("Chosen architectures are not trained or exported: their latencies were looked up." if run.bare else
              "Handed-over models are trained further and measured from their exported file.")
-    return (f"Trials are scored {scored}. " if scored else "") + after + thinned
+    fixed = (" The fixed network is the one the supernet started from, fine-tuned on as many images at the largest "
+             "resolution that meets a budget; open marks are test accuracy." if run.fixed else "")
+    return (f"Trials are scored {scored}. " if scored else "") + after + fixed + thinned
 
 
 def _prediction_note(run: RunView) -> str:

@@ -15,7 +15,7 @@ from orchestrator.record.store import NARROW, run_arguments
 from orchestrator.report.data import RunView, column_numbers
 from orchestrator.report.views import agreements
 
-FINISHED, DELIVER = "done", "deliver"   # the last two of Stage in orchestrator/run/search.py
+FINISHED, DELIVER = "done", "deliver"   # of Stage in orchestrator/run/search.py
 
 
 def badge(run: RunView) -> str:
@@ -110,10 +110,15 @@ def table(run: RunView, several: bool) -> str:
     head = (*(("Target",) if several else ()), "Budget (ms)",
             "Latency (ms)" if run.bare else "Measured latency (ms)", "Test accuracy",
             "Validation accuracy", "Multiply-adds", "Parameters", "Architecture" if run.bare else "File")
-    rows = sorted(run.generated, key=lambda row: (str(row.get("target") or "") if several else "", row["budget_ms"]))
-    body = "".join(_row(row, several, run.bare) for row in rows)
+    rows = sorted(run.generated, key=lambda row: _key(row, several))
+    beside = {_key(row, several): row for row in run.compared}
+    body = "".join(_row(row, several, run.bare) + _fixed_row(beside.get(_key(row, several)), several) for row in rows)
     return (f'<div class="scroll"><table id="models"><thead><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>")
+
+
+def _key(row: dict[str, Any], several: bool) -> tuple[str, float]:
+    return str(row.get("target") or "") if several else "", row["budget_ms"]
 
 
 def _row(row: dict[str, Any], several: bool, bare: bool) -> str:
@@ -122,12 +127,28 @@ def _row(row: dict[str, Any], several: bool, bare: bool) -> str:
     if not row.get("feasible"):
         reason = escape(str(row.get("reason") or "no architecture found under this budget"))
         return f'<tr class="infeasible">{budget}<td colspan="6">{reason}</td></tr>'
+    return f"<tr>{budget}{_numbers(row, bare)}</tr>"
+
+
+def _fixed_row(row: dict[str, Any] | None, several: bool) -> str:
+    """Below the row of the same budget; "" where nothing is compared with it."""
+    if row is None:
+        return ""
+    target = "<td></td>" if several else ""
+    if not row.get("feasible"):
+        return (f'<tr class="infeasible fixed">{target}<td>fixed</td><td colspan="6">'
+                f"{escape(str(row.get('reason') or 'no resolution fits'))}</td></tr>")
+    return (f'<tr class="fixed">{target}<td>fixed, {escape(str(row.get("resolution")))} px</td>'
+            f"{_numbers(row, bare=False)}</tr>")
+
+
+def _numbers(row: dict[str, Any], bare: bool) -> str:
     stderr = row.get("latency_stderr_ms")
     href, file = safe_link(row.get("onnx")), escape(str(row.get("onnx") or (bare and row.get("text")) or "no file"))
     cells = [_format(row.get("latency_ms"), ".3f") + ("" if stderr is None else f" ± {stderr:.3f}"),
              _format(row.get("test_accuracy"), ".2%"), _format(row.get("accuracy"), ".2%"),
              quantity(row.get("madds")), quantity(row.get("params")), f'<a href="{href}">{file}</a>' if href else file]
-    return f"<tr>{budget}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return "".join(f"<td>{cell}</td>" for cell in cells)
 
 
 def _format(value: Any, form: str) -> str:

@@ -56,7 +56,8 @@ def _view(run: RunView, goal: Goal) -> RunView:
     events = [_unprefixed(event, prefix) for event in run.events
               if event.get("kind") != "predictor" or event.get("target") == goal.targets[0]]
     return replace(run, trials=trials, latency=measured, events=events,
-                   generated=[row for row in run.generated if row.get("target") == goal.label])
+                   generated=[row for row in run.generated if row.get("target") == goal.label],
+                   compared=[row for row in run.compared if row.get("target") == goal.label])
 
 
 def _unprefixed(event: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from orchestrator.cluster.devices import local_devices
 from orchestrator.cluster.joining import connected, environment, is_local
 from orchestrator.cluster.ownmodules import own_modules
 from orchestrator.cluster.watch import EXIT_CODE, Watch
+from orchestrator.comparison.compared import Comparison, compared_table
+from orchestrator.comparison.fixed import check_comparison
 from orchestrator.config import Config, dump_config, load_config
 from orchestrator.controllers.catalogue import check_controller_options
 from orchestrator.data.sources import check_accuracy
@@ -33,6 +35,7 @@ from orchestrator.record.store import NARROW, RunStore, run_path
 from orchestrator.report.page import write_report
 from orchestrator.run.narrow import check_narrowing, narrowed, narrowing
 from orchestrator.run.repair import repair
+from orchestrator.run.stages.compare import compare
 from orchestrator.run.stages.deliver import deliver
 from orchestrator.run.stages.explore import explore
 from orchestrator.run.stages.measure import measure
@@ -47,9 +50,10 @@ from searchspaces.errors import BudgetError, ClusterError
 
 
 class Stage(Enum):
-    """NARROW -> MEASURE -> TRAIN -> SEARCH -> DELIVER -> DONE.
+    """NARROW -> MEASURE -> TRAIN -> SEARCH -> DELIVER -> COMPARE -> DONE.
 
-    NARROW is a whole search for spaces in a run of its own, where the configuration asks for one (narrow.py).
+    NARROW is a whole search for spaces in a run of its own, where the configuration asks for one (narrow.py). COMPARE
+    is there where the configuration asks for it too, also for a run that was done without.
     MEASURE needs no training, so a budget out of reach is refused in seconds. TRAIN is empty unless accuracies come
     from a supernet. From any stage an error, a signal or a kill leaves the run at that stage; `paretoray resume` enters
     it again.
@@ -60,11 +64,13 @@ class Stage(Enum):
     TRAIN = "train"
     SEARCH = "search"
     DELIVER = "deliver"
+    COMPARE = "compare"
     DONE = "done"
 
 
 STEPS: dict[Stage, Callable[[RunContext], None]] = {
     Stage.MEASURE: measure, Stage.TRAIN: train, Stage.SEARCH: explore, Stage.DELIVER: deliver,
+    Stage.COMPARE: compare,
 }
 
 
@@ -90,6 +96,7 @@ class Search:
             check_options(target.name, target.options)
         check_controller_options(config.controller.name, config.controller.options)
         check_training(config, self._splits.train, self._space)
+        check_comparison(config)
         if config.narrow is not None:
             check_narrowing(config)
             check_training(narrowing(config), self._splits.train, self._space)
@@ -177,13 +184,15 @@ class Search:
             for note in notes:
                 progress.note(note)
             repair(context)
+            if _reached(store) is Stage.DONE and self.config.compare and not Comparison(store).entries:
+                store.update_state(stage=Stage.COMPARE.value)
             for stage, step in STEPS.items():
                 if _reached(store) is stage and stage is not until:
                     metrics.stage(stage.value)
                     store.event("stage", stage=stage.value)
                     watch.at_death(self._how_to_go_on(store, "was killed"))
                     step(context)
-                    store.update_state(stage=_next(stage).value)
+                    store.update_state(stage=self._next(stage).value)
             metrics.stage(_reached(store).value)
         watch.at_death("")
         if _reached(store) is not Stage.DONE:
@@ -191,9 +200,15 @@ class Search:
             return []
         entries = delivered_entries(store, self.config)
         progress.final_table(final_rows(entries))
+        if compared := Comparison(store).entries:
+            self.console.print(compared_table(entries, compared))
         self.console.print(f"report: {write_report(store.path, self._space)}", highlight=False, soft_wrap=True)
         refuse_missed([entry for entry in entries if self._asked_for(entry)])
         return entries
+
+    def _next(self, stage: Stage) -> Stage:
+        order = [known for known in Stage if known is not Stage.COMPARE or self.config.compare]
+        return order[order.index(stage) + 1]
 
     def _asked_for(self, entry: Delivered) -> bool:
         """Is this budget the user's, or one that was spread over what the device reaches?"""
@@ -234,11 +249,6 @@ class Search:
 
 def _reached(store: RunStore) -> Stage:
     return Stage(store.state().get("stage", Stage.MEASURE.value))
-
-
-def _next(stage: Stage) -> Stage:
-    order = list(Stage)
-    return order[order.index(stage) + 1]
 
 
 def default_name(config: Path) -> str:

@@ -5,12 +5,13 @@ weights are in checkpoints/retrained-ARCH.*, unfinished ones go on from their la
 """
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -33,6 +34,7 @@ from searchspaces.space import SearchSpace, Tokens
 
 log = logging.getLogger(__name__)
 Weights = Mapping[str, NDArray[Any]]
+Key = TypeVar("Key")
 ACCURACY = "accuracy"  # beside the tensors
 
 
@@ -87,26 +89,16 @@ def retrain_missing(run: RunContext, retrained: Retrained, tokens_NT: Tokens) ->
     run.services.close_rollouts()  # their CPUs and GPUs are for the trainers now
     gpus = run.services.trainer_gpus(recipe)
     train = ray.put(run.splits.train)
-    pending: dict[ray.ObjectRef, Tokens] = {}
-    progress_s = time.monotonic()
-    try:
-        while waiting or pending:
-            run.stop.check()
-            while waiting and len(pending) < run.services.trainers(recipe):
-                row = waiting.pop(0)
-                pending[submit_retraining(run.space, row, train, run.preprocessing, retrained.settings,
-                                          retrained.unfinished, recipe.cpus, gpus)] = row
-            for reference in ray.wait(list(pending), timeout=POLL_S)[0]:
-                row, progress_s = pending.pop(reference), time.monotonic()
-                if _save(retrained, row, reference):
-                    yield row
-            if time.monotonic() - progress_s > run.config.delivery.retrain_time_out_s:
-                raise ClusterError(f"no retraining finished within {run.config.delivery.retrain_time_out_s:g} s "
-                                   "(delivery.retrain_time_out_s); raise it or lower delivery.retrain_epochs, then "
-                                   "resume the run")
-    finally:
-        for reference in pending:
-            ray.cancel(reference, force=True)
+
+    def submit(row: Tokens) -> ray.ObjectRef:
+        return submit_retraining(run.space, row, train, run.preprocessing, retrained.settings, retrained.unfinished,
+                                 recipe.cpus, gpus)
+
+    with contextlib.closing(finished(run, waiting, submit, lambda: run.services.trainers(recipe), "retraining",
+                                     "delivery.retrain_epochs")) as done:
+        for row, reference in done:
+            if _save(retrained, row, reference):
+                yield row
 
 
 def _save(retrained: Retrained, tokens_T: Tokens, reference: ray.ObjectRef) -> bool:
@@ -118,3 +110,25 @@ def _save(retrained: Retrained, tokens_T: Tokens, reference: ray.ObjectRef) -> b
     return True
 
 
+def finished(run: RunContext, keys: Sequence[Key], submit: Callable[[Key], ray.ObjectRef], at_once: Callable[[], int],
+             what: str, epochs: str) -> Generator[tuple[Key, ray.ObjectRef], None, None]:
+    """Submits one task per key, at most `at_once()` at a time; yields each with its key when it ends, well or not.
+    Whoever closes this cancels those that run. ClusterError where no `what` ends in time; `epochs` is the setting that
+    makes it shorter."""
+    waiting, pending, progress_s = list(keys), dict[ray.ObjectRef, Key](), time.monotonic()
+    time_out_s = run.config.delivery.retrain_time_out_s
+    try:
+        while waiting or pending:
+            run.stop.check()
+            while waiting and len(pending) < at_once():
+                key = waiting.pop(0)
+                pending[submit(key)] = key
+            for reference in ray.wait(list(pending), timeout=POLL_S)[0]:
+                key, progress_s = pending.pop(reference), time.monotonic()
+                yield key, reference
+            if time.monotonic() - progress_s > time_out_s:
+                raise ClusterError(f"no {what} finished within {time_out_s:g} s (delivery.retrain_time_out_s); raise "
+                                   f"it or lower {epochs}, then resume the run")
+    finally:
+        for reference in pending:
+            ray.cancel(reference, force=True)

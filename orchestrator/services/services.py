@@ -76,7 +76,7 @@ class Services:
             for other in [name for name, (_, held) in self._latency.items() if _overlap(devices, held)]:
                 self._latency.pop(other)[0].close()
             if _on_gpus(devices) and self._trains_on_gpus():
-                self._end_training()
+                self.end_training()
             pool = LatencyPool(self._space, target.name, target.options, devices=devices,
                                settings=LatencyPoolSettings(time_out_s=self._config.latency.time_out_s),
                                reference_ms=target_state(self._store, label).get("reference_ms"))
@@ -149,6 +149,14 @@ class Services:
         by_cpu = self._trainers_by_cpu(recipe) if recipe.workers == "auto" else recipe.workers
         return trainer_share(recipe.gpus, by_cpu, _offer())
 
+    def tuners(self) -> tuple[int, float]:
+        """How many single networks are fine-tuned at once beside nothing else, each as the supernet is trained, and the
+        GPUs of each."""
+        settings = self._config.supernet
+        by_cpu = self._at_once(settings.cpus)
+        gpus = trainer_share(settings.gpus, by_cpu, _offer())
+        return max(1, min(by_cpu, places(gpus, _offer()))) if gpus else by_cpu, gpus
+
     def begin_training(self) -> None:
         """Frees GPUs that are measured on, if they are to be trained on too."""
         if self._trains_on_gpus():
@@ -164,7 +172,8 @@ class Services:
             if service is not None:
                 service.close()
 
-    def _end_training(self) -> None:
+    def end_training(self) -> None:
+        """Frees what the supernet and the rollout workers hold."""
         self.close_rollouts()
         if self._supernet is not None:
             self._supernet.close()
@@ -243,8 +252,12 @@ class Services:
         return supernet_share(supernet.gpus, supernet.workers, self._config.search.gpus, _offer())
 
     def _trainers_by_cpu(self, recipe: Recipe) -> int:
+        return self._at_once(recipe.cpus)
+
+    def _at_once(self, cpus: int) -> int:
+        """Trainings of so many CPUs that find a place."""
         cluster = total_cpus() - 1 - controller_cpus(self._config)
-        return max(1, (usable_cores() if self._local else cluster) // recipe.cpus)
+        return max(1, (usable_cores() if self._local else cluster) // cpus)
 
     def _spare_cpus(self) -> int:
         if self._local:

@@ -53,6 +53,13 @@ class Weighing(LatencyTarget):
         pass
 
 
+class Sizing(Weighing):
+    """A device on which a network takes as long as it has weights, for every pixel of its image; `unit` is for both."""
+
+    def prepare(self, workloads: Sequence[Workload]) -> list[float]:
+        return [ms * _pixels(workload) for ms, workload in zip(super().prepare(workloads), workloads)]
+
+
 class BrokenTarget(Weighing):
     """Mixes up whose sample is whose."""
 
@@ -67,6 +74,13 @@ def _weights(workload: Workload) -> int:
     except Exception as error:
         raise TargetError(f"the scale cannot weigh this model ({type(error).__name__})") from error
     return sum(to_array(tensor).size for tensor in model.graph.initializer)
+
+
+def _pixels(workload: Workload) -> int:
+    if workload.graph is not None:
+        return int(np.prod(workload.graph.input_shape[1:]))
+    shape = onnx.load_from_string(workload.onnx or b"").graph.input[0].type.tensor_type.shape.dim
+    return int(shape[2].dim_value * shape[3].dim_value)
 
 
 class LazySettings(NoSettings):

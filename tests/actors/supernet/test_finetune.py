@@ -110,6 +110,30 @@ def test_divergence_is_an_error_with_a_way_out() -> None:
             training.train_epoch()
 
 
+def test_a_killed_fine_tuning_goes_on_and_a_finished_one_costs_nothing(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fine_tuned_weights(network(), batches(), 3, 0.1)
+    epochs, train_epoch = [], NetworkTraining.train_epoch
+
+    def counted(training: NetworkTraining) -> float:
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+        epochs.append(training.epoch)
+        return train_epoch(training)
+
+    monkeypatch.setattr(NetworkTraining, "train_epoch", counted)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tuned_weights(network(), batches(), 3, 0.1, folder=tmp_path)
+    epochs[:] = [9]
+    for _ in range(2):
+        again = fine_tuned_weights(network(), batches(), 3, 0.1, folder=tmp_path)
+        assert epochs == [9, 2] and all(np.array_equal(again[name], whole[name]) for name in whole)
+    epochs.clear()
+    with pytest.raises(KeyboardInterrupt):      # another rate is another training
+        fine_tuned_weights(network(), batches(), 3, 0.2, folder=tmp_path)
+    assert epochs == [0, 1]
+
+
 def test_no_epochs_of_fine_tuning_change_statistics_only() -> None:
     before = arrays(network())
     after = fine_tuned_weights(network(), batches(), 0, 0.1)

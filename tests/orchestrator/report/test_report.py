@@ -458,6 +458,35 @@ def test_a_finished_run_is_called_finished_and_another_says_how_to_go_on(tmp_pat
     assert ">finished<" in page and "paretoray resume" not in page
 
 
+def test_the_fixed_network_is_drawn_and_listed_beside_what_is_handed_over(tmp_path: Path) -> None:
+    store = full_run(tmp_path)
+    without = render(read_run(store.path), None)
+    budgets_ms = [row["budget_ms"] for row in read_run(store.path).generated]
+    rows = [{"budget_ms": budget_ms, "target": "onnx_cpu", "feasible": number > 1, "resolution": HOSTILE,
+             "reason": "" if number > 1 else f"no resolution fits {HOSTILE}", "onnx": f"compared/{number // 4}.onnx",
+             "latency_ms": 40.0 + number // 4, "accuracy": 0.8, "test_accuracy": 0.7}
+            for number, budget_ms in enumerate(budgets_ms)]
+    for row in rows[:2]:
+        row["onnx"] = ""
+    write_json(store.path / "compared.json", {"fixed": {"latencies_ms": {}, "entries": rows}})
+    figure = front_figure(read_run(store.path))
+    assert figure is not None
+    drawn = {trace.name: list(zip(trace.x, trace.y)) for trace in figure.data}
+    made = sorted({(row["latency_ms"], row["onnx"]) for row in rows[2:]})
+    assert drawn["fixed, fine-tuned"] == [(ms, 80.0) for ms, _ in made]
+    assert drawn["fixed, fine-tuned (test)"] == [(ms, 70.0) for ms, _ in made]
+    assert len(drawn["handed-over model (test)"]) == len(drawn["handed-over model"])
+    assert figure.layout.xaxis.range[1] > 40 + len(made) - 1
+    page = render(read_run(store.path), None)
+    assert page.count('class="fixed"') == len(rows) - 2 and page.count('class="infeasible fixed"') == 2
+    assert HOSTILE not in page and "Not everything could be read" not in page
+    for damaged in ({"fixed": 3}, {"fixed": {"entries": [1, {"budget_ms": "x"}]}}, {"other": []}):
+        write_json(store.path / "compared.json", damaged)
+        assert "compared.json" in render(read_run(store.path), None)
+    (store.path / "compared.json").unlink()
+    assert render(read_run(store.path), None) == without
+
+
 def test_columns_of_the_report_are_columns_of_the_store() -> None:
     assert set(TRIAL_COLUMNS) <= set(TRIAL_SCHEMA.names)
 

@@ -1,0 +1,1 @@
+"""What a user would have without a search: the fixed network, trained and measured by the same rules."""
