@@ -210,7 +210,7 @@ def test_a_run_that_ends_while_it_compares_trains_nothing_twice(
     assert sorted(event["resolution"] for event in events if event["kind"] == "tuned") == [16, 40, 40]
 
     splits, space = data_and_space(config)
-    preprocessing = preprocessing_for(config, splits.train, 40)
+    preprocessing = preprocessing_for(config, space, splits.train, 40)
     for entry in found.entries[1:]:
         model = (run / entry.model.onnx).read_bytes()
         sidecar = read_json((run / entry.model.onnx).with_suffix(".json"))
