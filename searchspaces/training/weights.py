@@ -104,8 +104,8 @@ class WeightOptimizer:
 
 def parameter_groups(parameters: Mapping[str, nn.Parameter], weight_decay: float,
                      body_rate: float = 1.0) -> list[dict[str, Any]]:
-    """For an optimiser: neither batch norm nor biases decay, and `share` says at which share of the rate a group learns:
-    1 for the classifier, whatever is called head.linear."""
+    """For an optimiser: neither batch norm nor biases decay, and a group learns at its `share` of the rate: 1 for the
+    classifier, which is what is called head.linear."""
     head = [p for name, p in parameters.items() if name.startswith(CLASSIFIER)]
     body = [p for name, p in parameters.items() if not name.startswith(CLASSIFIER)]
     return [{"params": [p for p in part if (p.ndim > 1) == decays], "weight_decay": weight_decay if decays else 0.0,
