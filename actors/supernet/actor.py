@@ -96,7 +96,7 @@ class SupernetActor:
         if self._trainer.epoch < self._settings.epochs:
             try:
                 known = latencies or {}
-                progress = (self._train_with_ranks(known) if self._settings.workers > 1
+                progress = (self._train_with_ranks(known) if self._wanted_ranks > 1
                             else self._trainer.train_epoch(known))
             except BaseException:
                 self._trainer = self._restore()  # never go on from the middle of an epoch
@@ -112,7 +112,8 @@ class SupernetActor:
         for attempt in range(GROUP_ATTEMPTS):
             try:
                 if self._group is None:
-                    self._group = RankGroup(self._space, self._train, self._preprocessing, self._settings)
+                    self._group = RankGroup(self._space, self._train, self._preprocessing, self._settings,
+                                            self._wanted_ranks)
                     if self._group.ranks > 1:
                         self._trainer = self._restore(self._group.ranks)
                         self._group.join(self._trainer)
@@ -127,6 +128,11 @@ class SupernetActor:
                 self._trainer = self._restore()
         log.warning("supernet ranks were lost %d times in one epoch; it is trained by one worker", GROUP_ATTEMPTS)
         return self._trainer.train_epoch(latencies)
+
+    @property
+    def _wanted_ranks(self) -> int:
+        """A rank without a part of the batch would have nothing to do."""
+        return min(self._settings.workers, self._trainer.training.schedule.parts)
 
     def rank_states(self) -> list[dict[str, torch.Tensor]]:
         """The other ranks' whole states, to check that they agree with this one."""
