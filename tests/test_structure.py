@@ -28,7 +28,7 @@ PLAN: tuple[tuple[str, ...], ...] = (
     ("actors/latency",),
     # who decides
     ("orchestrator/settings.py",),                            # the base of every section of a configuration
-    ("orchestrator/frontier.py", "orchestrator/interrupt.py", "orchestrator/data"),
+    ("orchestrator/frontier.py", "orchestrator/interrupt.py", "orchestrator/presets.py", "orchestrator/data"),
     ("orchestrator/config.py", "orchestrator/controllers"),
     ("orchestrator/record", "orchestrator/prediction", "orchestrator/controllers/baselines"),
     ("orchestrator/controllers/pnag", "orchestrator/controllers/fnas", "orchestrator/controllers/unas",

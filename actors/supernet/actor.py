@@ -61,6 +61,7 @@ class SupernetActor:
         self._damaged: tuple[str, ...] = ()
         self._progress: dict[str, float] = {}
         self._group: RankGroup | None = None
+        self._ranks = 1     # that trained the last epoch
         self._trainer = self._restore()
 
     # --- training ----------------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ class SupernetActor:
         return {**self._progress, "updates": updates, "updates_most": max(most for most, _ in updates.values()),
                 "updates_least": min(least for _, least in updates.values()),
                 "epoch": self._trainer.epoch, "epochs": self._settings.epochs, "version": self._trainer.epoch,
-                "workers": self._group.ranks if self._group else 1,
+                "workers": self._ranks,
                 "rank_pids": self._group.pids() if self._group else [], "damaged": list(self._damaged),
                 "device": self._trainer.device.type, "host": socket.gethostname(),
                 "pid": os.getpid()}
@@ -96,8 +97,9 @@ class SupernetActor:
         if self._trainer.epoch < self._settings.epochs:
             try:
                 known = latencies or {}
-                progress = (self._train_with_ranks(known) if self._settings.workers > 1
+                progress = (self._train_with_ranks(known) if self._wanted_ranks > 1
                             else self._trainer.train_epoch(known))
+                self._ranks = self._group.ranks if self._group else 1
             except BaseException:
                 self._trainer = self._restore()  # never go on from the middle of an epoch
                 raise
@@ -105,6 +107,8 @@ class SupernetActor:
             self._progress = progress | {"accuracy_largest": self._probe(largest),
                                          "accuracy_smallest": self._probe(smallest)}
             self._save()
+            if self._trainer.epoch == self._settings.epochs:
+                self._end_group()   # what it holds is for the search now
         return self.status()
 
     def _train_with_ranks(self, latencies: Latencies) -> dict[str, float]:
@@ -112,7 +116,8 @@ class SupernetActor:
         for attempt in range(GROUP_ATTEMPTS):
             try:
                 if self._group is None:
-                    self._group = RankGroup(self._space, self._train, self._preprocessing, self._settings)
+                    self._group = RankGroup(self._space, self._train, self._preprocessing, self._settings,
+                                            self._wanted_ranks)
                     if self._group.ranks > 1:
                         self._trainer = self._restore(self._group.ranks)
                         self._group.join(self._trainer)
@@ -127,6 +132,11 @@ class SupernetActor:
                 self._trainer = self._restore()
         log.warning("supernet ranks were lost %d times in one epoch; it is trained by one worker", GROUP_ATTEMPTS)
         return self._trainer.train_epoch(latencies)
+
+    @property
+    def _wanted_ranks(self) -> int:
+        """A rank without a part of the batch would have nothing to do."""
+        return min(self._settings.workers, self._trainer.training.schedule.parts)
 
     def rank_states(self) -> list[dict[str, torch.Tensor]]:
         """The other ranks' whole states, to check that they agree with this one."""

@@ -58,15 +58,16 @@ class RankActor:
 
 
 class RankGroup:
-    """Rank 0's view of the others. Lost ranks are not replaced one by one: the group ends and a new one starts."""
+    """Rank 0's view of the others, `wanted` ranks with itself. Lost ranks are not replaced one by one: the group ends
+    and a new one starts."""
 
     def __init__(self, space: SearchSpace, train: Images, preprocessing: Preprocessing,
-                 settings: SupernetSettings) -> None:
+                 settings: SupernetSettings, wanted: int) -> None:
         self._settings = settings
         data = ray.put(train)  # one copy per node for all ranks there
         actor: Any = ray.remote(RankActor)
         handles = [actor.options(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, max_restarts=0).remote(
-            space, data, preprocessing, settings, f"supernet-rank-{rank}") for rank in range(1, settings.workers)]
+            space, data, preprocessing, settings, f"supernet-rank-{rank}") for rank in range(1, wanted)]
         self.handles = _those_that_start(handles, settings.rank_time_out_s)
         self.ranks = 1 + len(self.handles)
         self._ring: Ring | None = None

@@ -15,12 +15,20 @@ from actors.data import Augmentation, Batches, Images, Preprocessing, stratified
 from actors.devices import Device, training_device
 from searchspaces.space import SearchSpace
 from searchspaces.training.sandwich import SandwichSettings
-from searchspaces.training.training import Batch, Latencies, Schedule, TrainingMethod, Wishes
+from searchspaces.training.training import (
+    Batch,
+    Latencies,
+    Schedule,
+    TrainingMethod,
+    Wishes,
+    running_statistics,
+)
 
 
 @dataclass(frozen=True)
 class SupernetSettings:
-    """`batch_size` is that of all `workers` together, so that their number changes the speed and not the training.
+    """`batch_size` is that of all `workers` together, and a batch is cut into at least `parts`, so that the number of
+    workers changes the speed and not the training: only where there are more of them than parts is it cut further.
     `num_cpus` and `num_gpus` are each worker's. `device` auto: the GPU where the worker has been given one."""
 
     training: TrainingMethod = field(default_factory=SandwichSettings)
@@ -30,10 +38,15 @@ class SupernetSettings:
     augmentation: Augmentation = Augmentation()
     calibration_images: int = 2000
     workers: int = 1
+    parts: int = 1
     num_cpus: float = 1
     num_gpus: float = 0
     device: Device = "auto"
     rank_time_out_s: float = 60.0
+
+    def parts_of(self, images: int) -> int:
+        """Of a batch with `images`: two images at least, or batch norm has nothing to count."""
+        return max(1, min(max(self.parts, self.workers, self.training.least_parts), images // 2))
 
 
 class Ring:
@@ -65,12 +78,14 @@ class Trainer:
                  rank: int = 0, ranks: int = 1) -> None:
         self.settings = settings
         train, held_out = halves(train, settings.training.held_out_share, settings.seed)
-        self.batches = batches_of(train, preprocessing, settings, rank, ranks)
-        self._held_out = (batches_of(held_out, preprocessing, unmixed(settings), rank, ranks) if len(held_out)
-                          else None)
+        batch = min(settings.batch_size, len(train))
+        self.batches = Batches(train, preprocessing, settings.augmentation, batch, settings.seed, rank, ranks,
+                               settings.parts_of(min(batch, len(held_out) or batch)))
+        self._held_out = replace(self.batches, data=held_out, batch=min(batch, len(held_out)),
+                                  augmentation=settings.augmentation.unmixed()) if held_out else None
         torch.manual_seed(settings.seed)  # the same initial weights on every rank and after every restart
         self.device = training_device(settings.device)
-        schedule = Schedule(settings.epochs, self.batches.steps, settings.seed, rank, ranks)
+        schedule = Schedule(settings.epochs, self.batches.steps, settings.seed, rank, ranks, self.batches.parts)
         self.training = settings.training.start(space.make_supernet().to(self.device), schedule)
         self._ring: Ring | None = None
 
@@ -84,21 +99,24 @@ class Trainer:
 
     def join(self, ring: Ring) -> None:
         self._ring = ring
-        images = len(self.batches.order(0)[:self.batches.batch])
-        share = len(range(images)[ring.rank::ring.ranks]) / images  # sizes of numpy.array_split's parts
 
         def reduce(parameters: Iterable[nn.Parameter]) -> None:
-            # Mean over the batch = sum over ranks of (share of the batch) x (mean over the rank's part).
-            ring.sum_scaled((p.grad for p in parameters if p.grad is not None), share)
+            # Mean over the batch = sum over ranks of (share of the batch) x (mean over the rank's parts).
+            ring.sum_scaled((p.grad for p in parameters if p.grad is not None), self._share)
 
         self.training.reduce_gradients = reduce
+
+    @property
+    def _share(self) -> float:
+        """Of a batch's images, this rank's."""
+        return len(self.batches.rows_here(self.batches.batch)) / self.batches.batch
 
     def begin_epoch(self) -> Wishes:
         """Architectures whose latencies the next epoch needs; the same on every rank."""
         return self.training.begin_epoch()
 
     def train_epoch(self, latencies: Latencies | None = None) -> dict[str, float]:
-        """The next epoch; means over its steps, and images per second of all ranks together."""
+        """The next epoch; means over its steps and all ranks, and images per second of all ranks together."""
         epoch, start = self.epoch, time.perf_counter()
         self.training.begin_epoch()
         self.training.give(latencies or {})
@@ -108,11 +126,13 @@ class Trainer:
             batch = self._on_device(self.batches.get(epoch, step, order))
             scalars = self.training.step(batch, self._held_out_batch(epoch * self.batches.steps + step))
             sums = {name: total + scalars[name] for name, total in sums.items()}
+        means = torch.tensor([total / self.batches.steps for total in sums.values()], dtype=torch.float64)
         if self._ring is not None:
             self._average_statistics(self._ring)
+            self._ring.sum_scaled([means], self._share)
         seconds = time.perf_counter() - start
-        means = {name: total / self.batches.steps for name, total in sums.items()}
-        return means | {"images_per_s": self.batches.steps * self.batches.batch / seconds, "duration_s": seconds}
+        images = self.batches.steps * self.batches.batch
+        return dict(zip(sums, means.tolist())) | {"images_per_s": images / seconds, "duration_s": seconds}
 
     def _held_out_batch(self, step: int) -> Batch | None:
         """Held-out images go round at their own pace."""
@@ -125,10 +145,10 @@ class Trainer:
         return images.to(self.device), labels.to(self.device)
 
     def _average_statistics(self, ring: Ring) -> None:
-        """Running statistics saw other images on every rank; averaged, all ranks hold the same network again."""
-        buffers = [buffer for buffer in self.training.supernet.buffers() if buffer.is_floating_point()]
-        if buffers:
-            ring.sum_scaled(buffers, 1 / ring.ranks)
+        """Running statistics saw other parts on every rank; averaged, all ranks hold the same network again."""
+        statistics = running_statistics(self.training.supernet)
+        if statistics:
+            ring.sum_scaled(statistics, len(self.training.schedule.mine) / self.training.schedule.parts)
 
 
 def halves(train: Images, held_out_share: float, seed: int) -> tuple[Images, Images]:
@@ -139,13 +159,3 @@ def halves(train: Images, held_out_share: float, seed: int) -> tuple[Images, Ima
     count = round(held_out_share * len(train))
     held_out, rest = stratified(np.random.default_rng([seed, len(train)]), train.labels, rows, count)
     return train.take(rest), train.take(held_out)
-
-
-def unmixed(settings: SupernetSettings) -> SupernetSettings:
-    return replace(settings, augmentation=settings.augmentation.unmixed())
-
-
-def batches_of(images: Images, preprocessing: Preprocessing, settings: SupernetSettings, rank: int,
-               ranks: int) -> Batches:
-    batch = min(settings.batch_size, len(images))
-    return Batches(images, preprocessing, settings.augmentation, batch, settings.seed, rank, ranks)

@@ -39,16 +39,17 @@ class FixedBench(ClusterBench):
         """Trains these, as many at once as find a place; nothing is measured meanwhile."""
         if not rows:
             return
-        services, settings = self.run.services, self.run.config.supernet
+        services = self.run.services
         services.begin_training()
         services.end_training()     # their CPUs and GPUs are for these trainings now
         self.run.progress.stage("compare: fine-tune", total=len(rows), done=0)
-        start, train, (places, gpus) = ray.put(self.fixed.start()), ray.put(self.run.splits.train), services.tuners()
+        start, train = ray.put(self.fixed.start()), ray.put(self.run.splits.train)
+        places, cpus, gpus = services.tuners()
 
         def submit(resolution: int) -> ray.ObjectRef:
             graph = self.fixed.space.graph(self.fixed.tokens(resolution))
             return submit_tuning(f"r{resolution}", graph, start, train, self.run.preprocessing, self.fixed.settings,
-                                 str((self.folder / f"r{resolution}").absolute()), settings.cpus, gpus)
+                                 str((self.folder / f"r{resolution}").absolute()), cpus, gpus)
 
         resolutions = [self.fixed.resolution(row) for row in rows]
         with contextlib.closing(finished(self.run, resolutions, submit, lambda: places, "fine-tuning",

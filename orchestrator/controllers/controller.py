@@ -164,9 +164,10 @@ class Controller(ABC):
 
     @classmethod
     def training(cls, settings: Any, budgets_ms: Mapping[str, Sequence[float]], weights: WeightSettings,
-                 workers: int, latency: Mapping[str, LatencyModel]) -> TrainingMethod | None:
+                 parts: int, latency: Mapping[str, LatencyModel]) -> TrainingMethod | None:
         """How the supernet is trained for it, where it does not take a supernet as section `supernet` trains it.
-        `budgets_ms` and `latency` by label of the goal; `weights` and `workers` are that section's."""
+        `budgets_ms` and `latency` by label of the goal; `weights` are that section's, `parts` what a batch is cut
+        into."""
         return None
 
     @classmethod

@@ -8,6 +8,7 @@ from actors.data import Images
 from actors.rollout.trainer import ProxySettings
 from actors.supernet.actor import SupernetSettings
 from orchestrator.cluster.embedded import usable_cores
+from orchestrator.cluster.team import ALONE, Team, most_cpus
 from orchestrator.config import Config
 from orchestrator.controllers.catalogue import check_controller_options, controller_class
 from orchestrator.controllers.controller import LatencyModel
@@ -24,7 +25,13 @@ from searchspaces.training.weights import WeightSettings
 def slots_needed(config: Config) -> int:
     """Ray CPUs that all of a run holds at once: measuring, supernet, rollouts, learning controllers, one to spare."""
     rollouts = usable_cores() if config.search.rollouts == "auto" else config.search.rollouts
-    return 1 + len(config.targets) + config.supernet.cpus * config.supernet.workers + rollouts + controller_cpus(config)
+    training = most_cpus(config.supernet, training_cores(config))
+    return 1 + len(config.targets) + training + rollouts + controller_cpus(config)
+
+
+def training_cores(config: Config) -> int:
+    """Of this machine: real ones, whatever number of slots its Ray has."""
+    return min(config.cluster.cpus or usable_cores(), usable_cores())
 
 
 def controller_cpus(config: Config) -> int:
@@ -53,7 +60,8 @@ def trains_itself(config: Config) -> bool:
     return config.accuracy.source == "supernet" and controller_class(config.controller.name).trains_supernet
 
 
-def own_training(config: Config, goals: Sequence[Goal], latency: Mapping[str, LatencyModel]) -> TrainingMethod | None:
+def own_training(config: Config, goals: Sequence[Goal], latency: Mapping[str, LatencyModel],
+                 parts: int = 1) -> TrainingMethod | None:
     """How the controller has the supernet trained; None where that is up to section `supernet`. `latency` by label of
     the goal."""
     if not trains_itself(config):
@@ -61,7 +69,7 @@ def own_training(config: Config, goals: Sequence[Goal], latency: Mapping[str, La
     name, s = config.controller.name, config.supernet
     return controller_class(name).training(
         check_controller_options(name, config.controller.options), {goal.label: goal.budgets_ms for goal in goals},
-        WeightSettings(lr=s.learning_rate, weight_decay=s.weight_decay, body_rate=s.body_rate), s.workers, latency)
+        WeightSettings(lr=s.learning_rate, weight_decay=s.weight_decay, body_rate=s.body_rate), parts, latency)
 
 
 def check_training(config: Config, train: Images, space: SearchSpace) -> None:
@@ -82,13 +90,14 @@ def check_training(config: Config, train: Images, space: SearchSpace) -> None:
 
 
 def supernet_settings(config: Config, goals: Sequence[Goal] = (),
-                      latency: Mapping[str, LatencyModel] | None = None) -> SupernetSettings:
+                      latency: Mapping[str, LatencyModel] | None = None, team: Team = ALONE) -> SupernetSettings:
     """The actor's settings from the configuration's section; `goals` and their latency models for a controller that
     trains for its budgets."""
     s = config.supernet
-    training = own_training(config, goals, latency or {}) or SandwichSettings(
+    training = own_training(config, goals, latency or {}, team.parts) or SandwichSettings(
         lr=s.learning_rate, weight_decay=s.weight_decay, sampler=s.sampler, subnets=s.subnets,
         distill_weight=s.distillation, body_rate=s.body_rate, teacher=s.teacher)
     return SupernetSettings(training=training, epochs=s.epochs, batch_size=s.batch_size, seed=config.seed,
                             augmentation=s.augmentation(),
-                            calibration_images=config.search.calibration_images, workers=s.workers, num_cpus=s.cpus)
+                            calibration_images=config.search.calibration_images, workers=team.workers, parts=team.parts,
+                            num_cpus=team.cpus, num_gpus=team.gpus)

@@ -28,8 +28,9 @@ from actors.rollout.trainer import ProxyEvaluatorFactory
 from actors.supernet.actor import SupernetService
 from actors.targets.target import Claim
 from orchestrator.cluster.embedded import usable_cores
-from orchestrator.cluster.gpus import PER_GPU, GpuOffer, places, rollout_share, supernet_share, trainer_share
+from orchestrator.cluster.gpus import PER_GPU, GpuOffer, places, rollout_share, trainer_share
 from orchestrator.cluster.joining import total_cpus
+from orchestrator.cluster.team import Team, supernet_team
 from orchestrator.cluster.waiting import devices_when_there
 from orchestrator.config import Config
 from orchestrator.controllers.controller import LatencyModel, Proposal
@@ -42,6 +43,7 @@ from orchestrator.services.recipes import (
     knowledge_folder,
     proxy_settings,
     supernet_settings,
+    training_cores,
     trains_itself,
 )
 from orchestrator.services.states import load_predictor
@@ -149,13 +151,13 @@ class Services:
         by_cpu = self._trainers_by_cpu(recipe) if recipe.workers == "auto" else recipe.workers
         return trainer_share(recipe.gpus, by_cpu, _offer())
 
-    def tuners(self) -> tuple[int, float]:
-        """How many single networks are fine-tuned at once beside nothing else, each as the supernet is trained, and the
-        GPUs of each."""
+    def tuners(self) -> tuple[int, int, float]:
+        """How many single networks are fine-tuned at once beside nothing else, and the CPUs and GPUs of each."""
         settings = self._config.supernet
-        by_cpu = self._at_once(settings.cpus)
+        cpus = 1 if settings.cpus == "auto" else settings.cpus
+        by_cpu = self._at_once(cpus)
         gpus = trainer_share(settings.gpus, by_cpu, _offer())
-        return max(1, min(by_cpu, places(gpus, _offer()))) if gpus else by_cpu, gpus
+        return max(1, min(by_cpu, places(gpus, _offer()))) if gpus else by_cpu, cpus, gpus
 
     def begin_training(self) -> None:
         """Frees GPUs that are measured on, if they are to be trained on too."""
@@ -188,11 +190,19 @@ class Services:
     def _supernet_service(self) -> SupernetService:
         self.begin_training()
         if self._supernet is None:
-            settings = replace(supernet_settings(self._config, *self.trained_for()), num_gpus=self._supernet_gpus())
+            settings = supernet_settings(self._config, *self.trained_for(), self.team())
             self._supernet = SupernetService(
                 self._space, self._splits.train, self._preprocessing, settings, self._store.path / "checkpoints",
                 name=f"supernet-{self._store.name}", check=self._check)
         return self._supernet
+
+    def team(self) -> Team:
+        """Who trains the supernet. Of a cluster that was joined, all CPUs but those of the driver, of measuring and of
+        the controllers: these keep them, and rollout workers come when the supernet is trained."""
+        config = self._config
+        cores = (training_cores(config) if self._local
+                 else total_cpus() - 1 - len(config.targets) - controller_cpus(config))
+        return supernet_team(config.supernet, config.search, cores, _offer())
 
     def trained_for(self) -> tuple[list[Goal], dict[str, LatencyModel]]:
         """The goals and their latency models, where the controller trains the supernet for them."""
@@ -244,12 +254,7 @@ class Services:
     def _rollout_gpus(self) -> float:
         if self._config.accuracy.source != "supernet":
             return 0.0
-        taken = self._supernet_gpus() * self._config.supernet.workers
-        return rollout_share(self._config.search.gpus, self._rollout_count(), taken, _offer())
-
-    def _supernet_gpus(self) -> float:
-        supernet = self._config.supernet
-        return supernet_share(supernet.gpus, supernet.workers, self._config.search.gpus, _offer())
+        return rollout_share(self._config.search.gpus, self._rollout_count(), self.team().gpus, _offer())
 
     def _trainers_by_cpu(self, recipe: Recipe) -> int:
         return self._at_once(recipe.cpus)
@@ -262,8 +267,7 @@ class Services:
     def _spare_cpus(self) -> int:
         if self._local:
             return usable_cores()  # the other services idle during the search
-        supernet = self._config.supernet
-        return max(1, total_cpus() - supernet.cpus * supernet.workers - controller_cpus(self._config) - 1)
+        return max(1, total_cpus() - self.team().cpus - controller_cpus(self._config) - 1)
 
 
 def _on_gpus(devices: Sequence[Claim]) -> bool:

@@ -155,7 +155,7 @@ class SupernetLocalBench(LocalBench):
     def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
                  store: RunStore, labels: Sequence[str]) -> None:
         super().__init__(config, space, splits, preprocessing, store, labels)
-        torch.set_num_threads(config.supernet.cpus)  # as in the training worker
+        torch.set_num_threads(1 if config.supernet.cpus == "auto" else config.supernet.cpus)  # as in a training worker
         calibration = calibration_images(splits.train, config.search.calibration_images, config.seed)
         self._evaluator = SupernetEvaluator(space, preprocessing.prepare(splits.val),
                                             preprocessing.prepare(calibration))

@@ -1,7 +1,9 @@
 """The suite that every training method passes: one sentence per broken promise of the Training contract."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -9,7 +11,15 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from searchspaces.space import SearchSpace
-from searchspaces.training.training import Batch, Latencies, Schedule, Training, TrainingMethod, Wishes
+from searchspaces.training.training import (
+    Batch,
+    Latencies,
+    Schedule,
+    Training,
+    TrainingMethod,
+    Wishes,
+    running_statistics,
+)
 
 EPOCHS, STEPS, IMAGES = 4, 3, 8
 Problems = Iterator[str]
@@ -18,13 +28,14 @@ Problems = Iterator[str]
 def check_method(method: TrainingMethod, space: SearchSpace, seed: int = 0) -> list[str]:
     """All violations found. Deterministic; some seconds for a small space."""
     with torch.random.fork_rng(devices=[]):
-        return [problem for rule in (_learns, _resumes, _repeats_its_wishes, _snapshots, _reduces)
+        return [problem for rule in (_learns, _resumes, _repeats_its_wishes, _snapshots, _reduces, _agrees)
                 for problem in rule(method, space, seed)]
 
 
-def _start(method: TrainingMethod, space: SearchSpace, seed: int) -> Training:
+def _start(method: TrainingMethod, space: SearchSpace, seed: int, rank: int = 0, ranks: int = 1,
+           parts: int = 1) -> Training:
     torch.manual_seed(seed)
-    return method.start(space.make_supernet(), Schedule(EPOCHS, STEPS, seed))
+    return method.start(space.make_supernet(), Schedule(EPOCHS, STEPS, seed, rank, ranks, parts))
 
 
 def _batch(space: SearchSpace, seed: int) -> Batch:
@@ -117,6 +128,52 @@ def _reduces(method: TrainingMethod, space: SearchSpace, seed: int) -> Problems:
         yield "reduce_gradients is never called"
     if seen[0] != seen[1]:
         yield "reduce_gradients is called with other parameters, or in another order, by an equal training"
+
+
+def _agrees(method: TrainingMethod, space: SearchSpace, seed: int) -> Problems:
+    """Two ranks that do a part of every batch each learn what one does that does both."""
+    alone, *both = (_start(method, space, seed, rank, ranks, max(2, method.least_parts))
+                    for rank, ranks in ((0, 1), (0, 2), (1, 2)))
+    exchange = _Exchange()
+    for rank, training in enumerate(both):
+        training.reduce_gradients = exchange.of(rank)
+
+    def train(training: Training, here: slice) -> None:
+        training.give(_answer(training.begin_epoch()))
+        for step in range(STEPS):
+            (images, labels), (held, of_held) = _batch(space, step), _batch(space, 1000 + step)
+            training.step((images[here], labels[here]), (held[here], of_held[here]) if method.held_out_share else None)
+
+    train(alone, slice(None))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(train, both, (slice(IMAGES // 2), slice(IMAGES // 2, None))))
+    for (name, one), two in zip(alone.supernet.named_parameters(), both[0].supernet.parameters(), strict=True):
+        if not torch.allclose(one, two, atol=1e-5):
+            yield f"two ranks with a part of every batch each learn another {name} than one rank that does both parts"
+            return
+    for mean, *each in zip(*(running_statistics(training.supernet) for training in (alone, *both)), strict=True):
+        if not torch.allclose(mean, torch.stack(each).mean(0), atol=1e-5):
+            yield "running statistics are not the mean over the parts; take the parts of a batch from Training.parts"
+            return
+
+
+class _Exchange:
+    """Makes the gradients of two trainings in two threads their mean."""
+
+    def __init__(self) -> None:
+        self._barrier = threading.Barrier(2, timeout=60)
+        self._seen: dict[int, list[Tensor]] = {}
+
+    def of(self, rank: int) -> Callable[[Iterable[nn.Parameter]], None]:
+        def reduce(parameters: Iterable[nn.Parameter]) -> None:
+            mine = self._seen[rank] = [p.grad for p in parameters if p.grad is not None]
+            self._barrier.wait()
+            means = [(one + other) / 2 for one, other in zip(self._seen[0], self._seen[1], strict=True)]
+            self._barrier.wait()
+            for gradient, mean in zip(mine, means):
+                gradient.copy_(mean)
+
+        return reduce
 
 
 def _equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:

@@ -14,7 +14,7 @@ Legend: K groups of token positions, B_k bins of one; theta[a][k] are the logits
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,6 +105,10 @@ class NssSettings:
             if not good:
                 raise ConfigError(f"{name} of nss is {value}; {allowed}")
 
+    @property
+    def least_parts(self) -> int:
+        return 1
+
     def check(self, space: SearchSpace) -> None:
         spaces = SpaceOfSpaces(space)
         madds = [aim.target for aim in self.aims if not aim.label]
@@ -120,7 +124,8 @@ class NssSettings:
 
 
 class NssTraining(Training):
-    """See the module docstring. Every rank makes the same draws, so its share of the batch is all that differs."""
+    """See the module docstring. Every rank makes the same draws, for all parts of a batch, so its share of the batch is
+    all that differs."""
 
     scalars = ("loss", "accuracy", "validation_loss", "gap", "entropy", "cost_loss")
 
@@ -166,12 +171,8 @@ class NssTraining(Training):
     def _warm_up_step(self, batch: Batch) -> dict[str, float]:
         row = self.warm_up_row(self.steps_done)
         self.supernet.set_active(row)
-        images, labels = self._laid_out(batch)
-        logits = self.supernet(images)
-        loss = F.cross_entropy(logits, labels)
-        loss.backward()
         self._counts.add(row[None])
-        return _numbers(loss, logits, labels)
+        return self._backward(batch, self.supernet)
 
     def warm_up_row(self, step: int) -> Tokens:
         """int8[T]: the member that a step of warm-up trains, the same in every process."""
@@ -189,20 +190,28 @@ class NssTraining(Training):
     def _space_step(self, turn: int, held_out: Batch) -> dict[str, float]:
         """(a): the distribution of aim `turn` learns, the weights do not."""
         settings, theta = self.settings, self.theta[turn]
+        self._distributions.clear(turn)
         weights = self._draw(turn, "architecture")
         cost = deviation(self._mean_cost(settings.aims[turn], weights), self.targets[turn], settings.hinge)
-        total, task = settings.cost_weight * cost, torch.zeros(())
-        if settings.task_weight:
-            task = self._task_loss(weights, self._laid_out(held_out))
-            total = total + settings.task_weight * task.cpu().double()
-        gradients = torch.autograd.grad(total, theta, materialize_grads=True)    # 0: a group that costs nothing
-        for logits, gradient in zip(theta, gradients):
-            logits.grad = gradient
+        total, validation = settings.cost_weight * cost, 0.0
+        for part in self.parts(held_out) if settings.task_weight else ():
+            task = part.share * self._task_loss(weights, part.batch)
+            validation += float(task.detach())
+            self._add_gradients(theta, total + settings.task_weight * task.cpu().double())
+            total = torch.zeros(())     # once is enough
+        if not settings.task_weight:
+            self._add_gradients(theta, total)
         if not self._distributions.step(turn, self.reduce_gradients, self.learning_rate):
             raise EvaluationError(f"the gradients of the space distribution are not finite at step {self.steps_done}; "
                                   f"lower controller.learning_rate, now {self.learning_rate:.4g}, or supernet."
                                   f"learning_rate, now {settings.weights.lr}")
-        return {"validation_loss": float(task.detach()), "cost_loss": float(cost.detach())}
+        return {"validation_loss": validation, "cost_loss": float(cost.detach())}
+
+    @staticmethod
+    def _add_gradients(theta: Sequence[Tensor], loss: Tensor) -> None:
+        gradients = torch.autograd.grad(loss, theta, retain_graph=True, materialize_grads=True)  # 0: costs nothing
+        for logits, gradient in zip(theta, gradients):
+            logits.grad = gradient if logits.grad is None else logits.grad + gradient
 
     def _task_loss(self, weights: Sequence[Tensor], batch: Batch) -> Tensor:
         """Of a member; of several, the loss that a quarter of them do not exceed (specification 3, ours): a space is
@@ -217,15 +226,23 @@ class NssTraining(Training):
 
     def _weights_step(self, turn: int, batch: Batch) -> dict[str, float]:
         """(b): gradients of the weights at a fresh draw."""
-        images, labels = self._laid_out(batch)
         with torch.no_grad():
             weights = self._draw(turn, "weights")
         mixture = self._mixture(weights, "weights")
         self._counts.add(np.array([[int(weight.argmax()) for weight in mixture]], dtype=np.int8))
-        logits = self.supernet.forward_mixture(images, mixture)
-        loss = F.cross_entropy(logits, labels)
-        loss.backward()
-        return _numbers(loss, logits, labels)
+        return self._backward(batch, lambda images: self.supernet.forward_mixture(images, mixture))
+
+    def _backward(self, batch: Batch, forward: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Gradients of the weights, part by part; loss and accuracy of this rank's images."""
+        sums = {"loss": 0.0, "accuracy": 0.0}
+        for part in self.parts(batch):
+            images, labels = part.batch
+            logits = forward(images)
+            loss = F.cross_entropy(logits, labels)
+            (part.share * loss).backward()
+            sums["loss"] += part.share * float(loss.detach())
+            sums["accuracy"] += part.share * share_right(logits, labels)
+        return sums
 
     def _draw(self, turn: int, purpose: str) -> list[Tensor]:
         settings, epoch = self.settings, self.steps_done // self.schedule.steps_per_epoch
@@ -251,10 +268,6 @@ class NssTraining(Training):
 
     def _rng(self, purpose: str, step: int, part: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.schedule.seed, step, DRAWS[purpose], part])
-
-    @staticmethod
-    def _laid_out(batch: Batch) -> Batch:
-        return batch[0].contiguous(memory_format=torch.channels_last), batch[1]
 
     # --- state -----------------------------------------------------------------------------------------------------
 
@@ -282,7 +295,3 @@ class NssTraining(Training):
 def warm_up_epochs(share: float, epochs: int) -> int:
     """Whole epochs of warm-up; one at least is left for the distribution."""
     return min(round(share * epochs), epochs - 1)
-
-
-def _numbers(loss: Tensor, logits: Tensor, labels: Tensor) -> dict[str, float]:
-    return {"loss": float(loss.detach()), "accuracy": share_right(logits, labels)}

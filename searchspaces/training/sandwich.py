@@ -71,6 +71,10 @@ class SandwichSettings:
     def held_out_share(self) -> float:
         return 0.0
 
+    @property
+    def least_parts(self) -> int:
+        return 1
+
     def check(self, space: SearchSpace) -> None:
         """Every space with a supernet will do."""
 
@@ -109,23 +113,26 @@ class SandwichTraining(Training):
 
     def step(self, batch: Batch, held_out: Batch | None = None) -> dict[str, float]:
         """One optimiser step on the summed gradients of the sampled subnets; numbers of the step."""
-        images, labels = batch
         rows = self.subnets_of_step(self.steps_done)
         lr = self._weights.begin(self.steps_done)
-        images = images.contiguous(memory_format=torch.channels_last)
         self.supernet.train()
-        with torch.random.fork_rng(devices=[], enabled=self.settings.dropout > 0):
-            if self.settings.dropout > 0:
-                torch.manual_seed(hash((self.schedule.seed, self.steps_done)))
-            losses, accuracy = self._accumulate(rows, images, labels)
+        losses, accuracy = [0.0] * len(rows), 0.0
+        for part in self.parts(batch):
+            with torch.random.fork_rng(devices=[], enabled=self.settings.dropout > 0):
+                if self.settings.dropout > 0:
+                    torch.manual_seed(hash((self.schedule.seed, self.steps_done, *([part.number] * (part.number > 0)))))
+                losses_of_part, accuracy_of_part = self._accumulate(rows, part.share, *part.batch)
+            losses = [loss + part.share * more for loss, more in zip(losses, losses_of_part)]
+            accuracy += part.share * accuracy_of_part
         norm = self._weights.finish(self.steps_done, losses, self.reduce_gradients)
         self._counts.add(rows)
         self.steps_done += 1
         return {"loss": losses[0], "loss_mean": sum(losses) / len(losses), "accuracy": accuracy, "lr": lr,
                 "grad_norm": norm}
 
-    def _accumulate(self, rows: Tokens, images: Tensor, labels: Tensor) -> tuple[list[float], float]:
-        """Backward passes of all rows; losses, and the largest subnet's (or the first one's) batch accuracy."""
+    def _accumulate(self, rows: Tokens, share: float, images: Tensor, labels: Tensor) -> tuple[list[float], float]:
+        """Backward passes of all rows, `share` of each; losses, and the largest subnet's (or the first one's) accuracy.
+        """
         settings, distill = self.settings, self.settings.distill_weight
         losses: list[Tensor] = []
         teacher: Tensor | None = None
@@ -138,7 +145,7 @@ class SandwichTraining(Training):
             loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
             if teacher is not None:
                 loss = loss + distill * F.cross_entropy(logits, teacher)
-            loss.backward()
+            (share * loss).backward()
             if not losses:
                 accuracy = share_right(logits, labels)
                 if settings.sampler == "sandwich" and distill > 0:

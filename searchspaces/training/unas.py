@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -77,6 +77,10 @@ class UnasSettings:
             if not good:
                 raise ConfigError(f"{name} of unas is {value}; {ALLOWED[name]}")
 
+    @property
+    def least_parts(self) -> int:
+        return self.architectures
+
     def check(self, space: SearchSpace) -> None:
         """Every space with a supernet will do."""
 
@@ -100,7 +104,8 @@ class UnasTraining(Training):
 
     def __init__(self, supernet: Supernet, settings: UnasSettings, schedule: Schedule) -> None:
         self.supernet = supernet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.settings, self.schedule = settings, schedule
+        self.settings = settings
+        self.schedule = replace(schedule, parts=max(schedule.parts, settings.least_parts))
         self.steps_done = 0
         self._space = supernet.space
         self._warm_up = round(settings.warm_up * schedule.epochs) * schedule.steps_per_epoch
@@ -139,13 +144,17 @@ class UnasTraining(Training):
         lr = self._weights.begin(self.steps_done)
         self._distributions.clear(turn)
         sums = dict.fromkeys(self.scalars, 0.0)
-        for part, share, train, validation in self._parts(batch, held_out):
-            drawn = draw(self.phi[turn], self.settings.temperature, self._noise(part),
+        sampled: dict[int, Tokens] = {}
+        validation_of_part = [of_part.batch for of_part in self.cut(held_out)]
+        for part, validation in zip(self.parts(batch), validation_of_part, strict=True):
+            number = part.number * self.settings.architectures // self.schedule.parts   # of the sample
+            drawn = draw(self.phi[turn], self.settings.temperature, self._noise(number),
                          softening=self.settings.softening)
-            numbers = (self._architecture_part(drawn, train, validation, turn, part, share) if searching
-                       else self._weights_part(drawn, train, share))
-            sums = {name: total + share * numbers.get(name, 0.0) for name, total in sums.items()}
-            self._counts.add(self._tokens(drawn.z)[None])
+            numbers = (self._architecture_part(drawn, part.batch, validation, turn, number, part.share) if searching
+                       else self._weights_part(drawn, part.batch, part.share))
+            sums = {name: total + part.share * numbers.get(name, 0.0) for name, total in sums.items()}
+            sampled[number] = self._tokens(drawn.z)
+        self._counts.add(np.stack(list(sampled.values())))
         if searching:
             self._step_phi(turn)
         self._weights.finish(self.steps_done, [sums["loss"]], self.reduce_gradients)
@@ -255,16 +264,6 @@ class UnasTraining(Training):
         return F.cross_entropy(logits, labels, reduction="none")
 
     # --- samples -----------------------------------------------------------------------------------------------------
-
-    def _parts(self, batch: Batch, held_out: Batch) -> list[tuple[int, float, Batch, Batch]]:
-        """(number, share of this rank's images, training images, validation images) of each architecture here."""
-        a, rank, ranks = self.settings.architectures, self.schedule.rank, self.schedule.ranks
-        mine = range(rank * a // ranks, max((rank + 1) * a // ranks, rank * a // ranks + 1))
-        cut = [[tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-                for tensor in torch.tensor_split(whole, len(mine))] for whole in (*batch, *held_out)]
-        total = len(batch[1])
-        return [(part, len(labels) / total, (images, labels), (held_images, held_labels))
-                for part, images, labels, held_images, held_labels in zip(mine, *cut)]
 
     def _noise(self, part: int, purpose: int = 0) -> list[Tensor]:
         """Uniform noise of one sample, the same wherever it is drawn."""

@@ -48,7 +48,7 @@ class Nss(TrialAnswers):
 
     @classmethod
     def training(cls, settings: Any, budgets_ms: Mapping[str, Sequence[float]], weights: WeightSettings,
-                 workers: int, latency: Mapping[str, LatencyModel]) -> TrainingMethod | None:
+                 parts: int, latency: Mapping[str, LatencyModel]) -> TrainingMethod | None:
         options: NssOptions = settings
         aims = tuple(SpaceAim(target, label if unit == "ms" else "")
                      for label, budgets in budgets_ms.items() for target, unit in targets(options, budgets))

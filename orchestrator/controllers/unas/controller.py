@@ -35,8 +35,8 @@ class Unas(Controller):
 
     @classmethod
     def training(cls, settings: Any, budgets_ms: Mapping[str, Sequence[float]], weights: WeightSettings,
-                 workers: int, latency: Mapping[str, LatencyModel]) -> TrainingMethod | None:
-        return training_settings(settings, budgets_ms, weights, workers)
+                 parts: int, latency: Mapping[str, LatencyModel]) -> TrainingMethod | None:
+        return training_settings(settings, budgets_ms, weights, parts)
 
     def propose(self, n: int) -> list[Proposal]:
         return self._search.propose(n)
@@ -58,7 +58,7 @@ class Unas(Controller):
 
 
 def training_settings(options: UnasOptions, budgets_ms: Mapping[str, Sequence[float]], weights: WeightSettings,
-                      workers: int) -> UnasSettings:
+                      parts: int) -> UnasSettings:
     """What travels to the supernet's actor; one aim per budget of every goal, in their order."""
     aims = tuple(Aim(label, budget_ms) for label, budgets in budgets_ms.items() for budget_ms in budgets)
     latency = options.latency
@@ -68,4 +68,4 @@ def training_settings(options: UnasOptions, budgets_ms: Mapping[str, Sequence[fl
         estimator=options.estimator, objective=options.objective, generalisation=options.generalisation,
         gap=options.gap, softening=options.softening, duplicates=options.duplicates, weights_at=options.weights_at,
         warm_up=options.warm_up, held_out_share=options.validation,
-        architectures=workers if options.architectures == "auto" else options.architectures)
+        architectures=parts if options.architectures == "auto" else options.architectures)

@@ -55,6 +55,6 @@ class UnasOptions(Frozen):
     warm_up: float = Field(0.3, ge=0, lt=1, description="share of the epochs in which only weights learn")
     validation: float = Field(0.2, gt=0, lt=1, description="share of the training images that no weight learns from")
     architectures: int | Literal["auto"] = Field("auto", description="sampled per step, each for a part of the batch; "
-                                                                     "auto: one per supernet worker")
+                                                                     "auto: one per part of supernet.parts")
     latency: LatencyOptions = LatencyOptions()
     black_box: BlackBoxOptions = BlackBoxOptions()

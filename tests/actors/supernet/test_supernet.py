@@ -72,12 +72,12 @@ def test_status_says_how_often_values_were_trained(tmp_path: Path, sampler: Lite
 
 
 def test_reconstructed_actor_goes_on_bit_identically(tmp_path: Path) -> None:
-    straight = make_actor(tmp_path / "a")
+    straight = make_actor(tmp_path / "a", parts=2)
     for _ in range(4):
         straight.train_epoch()
     for _ in range(2):
-        make_actor(tmp_path / "b").train_epoch()  # a new actor for each epoch, as after a kill
-    third = make_actor(tmp_path / "b")
+        make_actor(tmp_path / "b", parts=2).train_epoch()  # a new actor for each epoch, as after a kill
+    third = make_actor(tmp_path / "b", parts=2)
     assert third.status()["epoch"] == 2 and third.status()["loss"] > 0
     third.train_epoch()
     third.train_epoch()

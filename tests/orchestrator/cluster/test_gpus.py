@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster.gpus import PER_GPU, GpuOffer, places, rollout_share, share, supernet_share, trainer_share
-from orchestrator.config import load_config, parse_config
+from orchestrator.cluster.team import Team, most_cpus, supernet_team
+from orchestrator.config import SearchSettings, SupernetSettings, load_config, parse_config
 from searchspaces.errors import ClusterError, ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -51,6 +52,35 @@ def test_auto_takes_what_there_is() -> None:
     assert trainer_share("auto", 100, ONE) == 1 / PER_GPU and places(1 / PER_GPU, ONE) == PER_GPU
     assert trainer_share("auto", 8, EIGHT) == 1.0 and places(1.0, EIGHT) == 8
     assert places(0.3333, ONE) == 3 and places(0.3, EIGHT) == 24 and places(2.0, EIGHT) == 4
+
+
+def team(cores: int, offer: GpuOffer = NONE, **section: Any) -> Team:
+    return supernet_team(SupernetSettings(**section), SearchSettings(), cores, offer)
+
+
+def test_a_team_uses_all_cores_and_its_parts_follow_from_the_configuration() -> None:
+    assert team(2) == Team(2, 2, 1) and team(1) == Team(2, 1, 1) and team(-1) == Team(2, 1, 1)
+    assert team(2, batch_size=63) == team(64, batch_size=63) == Team(1, 1, 1)
+    assert team(8) == Team(2, 2, 4) and team(64) == Team(2, 2, 4) and team(64, cpus=1) == Team(2, 2, 1)
+    assert team(4, batch_size=512, cpus=2) == Team(16, 2, 2) and team(400, batch_size=65_536) == Team(16, 16, 4)
+    assert team(3, batch_size=128) == Team(4, 2, 1), "three would wait for the one that does two parts"
+    assert team(2, parts=1) == Team(1, 1, 1) and team(8, parts=8) == Team(8, 8, 1)
+    assert team(2, workers=4) == Team(4, 4, 1), "asked for, so cut further"
+    assert team(2, workers=4, parts=3) == Team(3, 3, 1)
+    for cores in range(1, 40):
+        for batch_size in (32, 64, 96, 256, 1024):
+            made = team(cores, batch_size=batch_size)
+            assert made.parts == team(1, batch_size=batch_size).parts and made.workers * made.cpus <= cores
+            assert made.workers * made.cpus <= most_cpus(SupernetSettings(batch_size=batch_size), cores)
+    assert most_cpus(SupernetSettings(workers=4, cpus=2), 2) == 8 and most_cpus(SupernetSettings(workers=4), 2) == 4
+
+
+def test_a_team_takes_gpus_first_with_larger_parts() -> None:
+    assert team(16, ONE) == Team(1, 1, 1, 0.5) and team(16, EIGHT) == Team(1, 1, 1, 1.0)
+    assert team(16, EIGHT, batch_size=1024) == Team(4, 4, 1, 1.0)
+    assert team(16, EIGHT, batch_size=1024, gpus=0) == Team(16, 16, 1)
+    assert team(16, ONE, batch_size=512, gpus=0.25) == Team(2, 2, 1, 0.25)
+    assert team(16, EIGHT, workers=4) == Team(4, 4, 1, 1.0)
 
 
 def test_numbers_are_taken_as_they_are_or_refused() -> None:
