@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from actors.data import Images, Preprocessing
+from actors.data import Images, Preprocessing, Splits
 from orchestrator.config import Config
 from searchspaces.efficientnet_lite.pretrained import MEAN, STD, load_pretrained, weights_file
 from searchspaces.elite.supernet import EliteSupernet
@@ -43,3 +43,9 @@ def preprocessing_for(config: Config, train: Images, resolution: int) -> Preproc
         return Preprocessing.fit(train, resolution)
     channels = int(train.images.shape[3])
     return Preprocessing((MEAN,) * channels, (STD,) * channels, resolution, channels)
+
+
+def timed_image_size(config: Config, splits: Splits) -> tuple[int, int] | None:
+    """Height and width of the images from which networks are timed; None where they are timed without preprocessing."""
+    height, width = splits.train.images.shape[1:3]
+    return (int(height), int(width)) if config.delivery.preprocess_in_model else None
