@@ -12,6 +12,7 @@ from actors.remote import fetch
 from orchestrator.config import Config, TargetPlugin
 from orchestrator.controllers.controller import LatencyModel
 from orchestrator.data.datasets import load_dataset
+from orchestrator.data.filecheck import check_files
 from orchestrator.interrupt import StopFlag
 from orchestrator.prediction.predictor import LatencyPredictor
 from orchestrator.record.goals import Goal, read_goals, target_state, trial_latencies
@@ -116,6 +117,14 @@ class RunContext:
         found = {target.label: target.predictor for target in self.targets if target.predictor is not None}
         assert len(found) == len(self.targets), "measuring comes before predicting"
         return {**found}
+
+
+def checked_data(config: Config) -> list[str]:
+    """What a user should hear of the images in files; DataError where no classifier can be trained on them."""
+    data = config.data
+    if data.train is None:
+        return []
+    return check_files(data.name, data.train, data.test, data.classes if isinstance(data.classes, list) else None)
 
 
 def data_and_space(config: Config) -> tuple[Splits, SearchSpace]:
