@@ -21,6 +21,7 @@ from orchestrator.config import parse_config
 from orchestrator.data.datasets import DataSettings, load_dataset
 from orchestrator.data.filecheck import check_files
 from orchestrator.data.imagefiles import labels_of
+from orchestrator.record.progress import roughly
 from searchspaces.catalogue import make_space
 from searchspaces.errors import ConfigError, DataError
 
@@ -192,10 +193,7 @@ def _duration(space: str, resolution: int, sample: Splits, epochs: int, images: 
     made = make_space(space, classes=len(sample.classes), channels=sample.channels, options={"resolution": resolution})
     per_image = 3.0 * 3.0 * float(np.mean(made.cost(made.extremes())[0]))    # forward and backward, of about 3 subnets
     speed = 50 * MADDS_PER_S * machine.gpus if machine.gpus else MADDS_PER_S * workers
-    seconds = epochs * images * per_image / speed
-    if seconds < 90:
-        return "about a minute"
-    return f"about {seconds / 60:.0f} minutes" if seconds < 5400 else f"about {seconds / 3600:.0f} hours"
+    return roughly(epochs * images * per_image / speed)
 
 
 def _quoted(path: Path | None) -> str:

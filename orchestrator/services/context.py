@@ -1,7 +1,7 @@
 """What the stages of a run share: configuration, data, space, store, services, progress, and the stop flag."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,11 +99,12 @@ class RunContext:
             predictor = None if state is None else LatencyPredictor.from_state(self.space, state)
             self.targets.append(RunTarget(plugin, measured_ms, predictor))
 
-    def wait(self, reference: ray.ObjectRef) -> Any:
+    def wait(self, reference: ray.ObjectRef, meanwhile: Callable[[], None] = lambda: None) -> Any:
         """The result of a remote call, or the error of ours it ended with, however long it takes, unless the user stops
-        the run."""
+        the run. `meanwhile` is called now and then."""
         while not ray.wait([reference], timeout=POLL_S)[0]:
             self.stop.check()
+            meanwhile()
         self.stop.check()
         return fetch(reference)
 
