@@ -199,6 +199,8 @@ class DeliverySettings(Section):
     retrain_epochs: int = Field(60, ge=1, le=100_000, description="from scratch, of all alternatives (other accuracy "
                                                                   "sources)")
     retrain_time_out_s: float = Field(86400.0, gt=0, le=DAYS_30_S, description="longest wait for one retraining")
+    preprocess_in_model: bool = Field(False, description=(
+        "files take uint8 images of any size (batch, H, W, C) and give probabilities; latencies include this"))
     margin: float = Field(0.02, ge=0, lt=0.5, description="share of the budget kept free for measurement noise")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,13 @@ from actors.targets.catalogue import announced
 from orchestrator.cluster.devices import bounded, gpu_resources
 from orchestrator.config import parse_config
 from orchestrator.data.datasets import DataSettings, load_dataset
+from orchestrator.data.filecheck import check_files
 from orchestrator.data.imagefiles import labels_of
+from orchestrator.record.progress import roughly
 from searchspaces.catalogue import make_space
 from searchspaces.errors import ConfigError, DataError
 
 LOOKED_AT = 2000            # images decoded to learn shape and colours
-LEAST_PER_CLASS = 10        # below, the splits hold too few images of a class to choose or judge by
 COMMON_SIDE = 224           # of images of different sizes, which are photographs as a rule
 SECONDS = 3.0               # for GPUs and phones to answer
 STEPS = 12_000              # of supernet training that is aimed at, within the bounds on epochs
@@ -42,11 +44,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Seen:
-    """The data: `settings` that read it, how many images it has, and a sample of them."""
+    """The data: `settings` that read it, how many images it has, a sample of them, and what to say of it."""
 
     settings: DataSettings
     images: int
     sample: Splits
+    notes: Sequence[str]
 
     @property
     def side(self) -> int:
@@ -76,10 +79,8 @@ def look_at_data(path: Path) -> Seen:
     kind = "folder" if train.is_dir() else "parquet"
     raw: dict[str, object] = {"name": kind, "train": str(train)}
     raw |= {"test": str(test)} if test else {}
-    images, fewest, name = _count(train, kind)
-    if fewest < LEAST_PER_CLASS:
-        raise DataError(f"class '{name}' has {fewest} images in {train}; at least {LEAST_PER_CLASS} of every class are "
-                        "needed to train, to choose and to judge; add some, or remove the class")
+    notes = check_files(kind, train, test)
+    images = len(labels_of(train, kind == "folder")[0])
     for extra in ({}, {"size": COMMON_SIDE}, {"channels": 3}, {"size": COMMON_SIDE, "channels": 3}):
         settings = DataSettings.model_validate(raw | extra)
         try:
@@ -91,7 +92,7 @@ def look_at_data(path: Path) -> Seen:
         if sample.train.images.shape[1] != sample.train.images.shape[2]:
             settings = settings.model_copy(update={"size": min(224, max(sample.train.images.shape[1:3]))})
             sample = load_dataset(settings.model_copy(update={"limit": LOOKED_AT}))
-        return Seen(settings, images, sample)
+        return Seen(settings, images, sample, notes)
     raise DataError(f"the images of {train} have different sizes and colours that no setting brings together; convert "
                     "them first")
 
@@ -106,16 +107,6 @@ def _parts(path: Path) -> tuple[Path, Path | None]:
         return path, None
     test = path.with_name(path.name.replace("train", "test"))
     return path, test if test != path and test.exists() else None
-
-
-def _count(train: Path, kind: str) -> tuple[int, int, str]:
-    """Images, those of the smallest class, and its name, without decoding any."""
-    labels, names = labels_of(train, kind == "folder")
-    if len(names) < 2:
-        raise DataError(f"{train} holds {len(names)} class(es); a classifier needs at least two, each a sub-folder or "
-                        "a label")
-    counts = np.bincount(labels, minlength=len(names))
-    return int(counts.sum()), int(counts.min()), names[int(counts.argmin())]
 
 
 def write_config(path: Path, out: Path, force: bool = False) -> list[str]:
@@ -133,6 +124,7 @@ def write_config(path: Path, out: Path, force: bool = False) -> list[str]:
     sample = seen.sample
     return [f"{seen.images} images of {len(sample.classes)} classes, {sample.channels} channel(s), {seen.side} x "
             f"{seen.side} pixels; {machine.cores} cores, {machine.gpus} GPUs, {len(machine.phones)} phones",
+            *seen.notes,
             f"{out} is written; training takes {hours} here, a rough estimate",
             f"start with: paretoray search {out}"]
 
@@ -201,10 +193,7 @@ def _duration(space: str, resolution: int, sample: Splits, epochs: int, images: 
     made = make_space(space, classes=len(sample.classes), channels=sample.channels, options={"resolution": resolution})
     per_image = 3.0 * 3.0 * float(np.mean(made.cost(made.extremes())[0]))    # forward and backward, of about 3 subnets
     speed = 50 * MADDS_PER_S * machine.gpus if machine.gpus else MADDS_PER_S * workers
-    seconds = epochs * images * per_image / speed
-    if seconds < 90:
-        return "about a minute"
-    return f"about {seconds / 60:.0f} minutes" if seconds < 5400 else f"about {seconds / 3600:.0f} hours"
+    return roughly(epochs * images * per_image / speed)
 
 
 def _quoted(path: Path | None) -> str:

@@ -8,6 +8,8 @@ A batch-norm that follows a convolution is folded into it while writing, in floa
     s = gamma / sqrt(var + eps),  W' = s W,  b' = s (b - mean) + beta.
 The runtime would do the same (its optimised operators are equal, a test holds that), but a folded file is smaller,
 loads faster and is fast in runtimes that do not fold. Sums leave out `zeros` inputs for the same reason.
+
+With `Pixels` the file begins with its preprocessing and ends with probabilities (onnxpixels.py).
 """
 from __future__ import annotations
 
@@ -24,10 +26,12 @@ from onnx import TensorProto, helper
 
 from searchspaces.errors import SpaceError
 from searchspaces.graph import INPUT, Graph, Node, conv_pads, tensor_shapes
+from searchspaces.onnxpixels import HEIGHT, RESIZE_OPSET, WIDTH, Pixels, from_pixels
 
-IMAGES, LOGITS = "images", "logits"
+IMAGES, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
 OPSET = 17            # the runtime's layout optimiser knows every operator used here at this version
-IR_VERSION = 8        # the oldest that holds opset 17, so that old runtimes open the file
+IR_VERSION = 8        # the oldest that holds opsets 17 and 18, so that old runtimes open the file
+PREPROCESSED = "pixels.preprocessed"
 POOL_SIZE = 1 << 16   # random numbers made once per scale and repeated
 Weights = Mapping[str, NDArray[np.float32]]
 
@@ -46,22 +50,31 @@ PLAIN: dict[str, tuple[str, dict[str, float | int]]] = {
 
 
 def to_onnx(graph: Graph, weights: Weights | None = None, batch: int | None = 1,
-            metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
+            metadata: Mapping[str, str] | None = None, pixels: Pixels | None = None) -> onnx.ModelProto:
     """Input "images" float[batch, C, H, W], output "logits" float[batch, classes]; batch None is a free dimension.
 
-    `metadata` becomes the file's `metadata_props`. Raises SpaceError where `weights` lacks a tensor or one has
-    another shape than the graph says.
+    With `pixels`: input "images" uint8[batch, H, W, C] of any height and width, output "probabilities"
+    float[batch, classes]. `metadata` becomes the file's `metadata_props`. Raises SpaceError where `weights` lacks a
+    tensor or one has another shape than the graph says.
     """
-    writer = _Writer(graph, weights, batch)
+    writer = _Writer(graph, weights, batch, IMAGES if pixels is None else PREPROCESSED)
     for node in graph.nodes[1:]:
         writer.write(node)
     size: int | str = "batch" if batch is None else batch
+    shape: list[int | str] = [size, *graph.input_shape]
+    kind, output, opset = TensorProto.FLOAT, LOGITS, OPSET
+    if pixels is not None:
+        nodes, constants = from_pixels(pixels, int(graph.input_shape[1]), IMAGES, PREPROCESSED)
+        writer.nodes = [*nodes, *writer.nodes,
+                        helper.make_node("Softmax", [LOGITS], [PROBABILITIES], name=PROBABILITIES, axis=1)]
+        writer.tensors += constants
+        shape = [size, HEIGHT, WIDTH, graph.input_shape[0]]
+        kind, output, opset = TensorProto.UINT8, PROBABILITIES, RESIZE_OPSET
+        metadata = {**(metadata or {}), **pixels.metadata}
     proto = helper.make_graph(
-        writer.nodes, "paretoray",
-        [helper.make_tensor_value_info(IMAGES, TensorProto.FLOAT, [size, *graph.input_shape])],
-        [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [size, *graph.nodes[-1].shape])],
-        writer.tensors)
-    model = helper.make_model(proto, producer_name="paretoray", opset_imports=[helper.make_opsetid("", OPSET)],
+        writer.nodes, "paretoray", [helper.make_tensor_value_info(IMAGES, kind, shape)],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [size, *graph.nodes[-1].shape])], writer.tensors)
+    model = helper.make_model(proto, producer_name="paretoray", opset_imports=[helper.make_opsetid("", opset)],
                               ir_version=IR_VERSION)
     if metadata:
         helper.set_model_props(model, dict(metadata))
@@ -69,14 +82,15 @@ def to_onnx(graph: Graph, weights: Weights | None = None, batch: int | None = 1,
 
 
 class _Writer:
-    """Collects ONNX nodes and initialisers; `value` maps a graph node to the name of the tensor that holds it."""
+    """Collects ONNX nodes and initialisers; `value` maps a graph node to the name of the tensor that holds it, the
+    graph's input to `first`."""
 
-    def __init__(self, graph: Graph, weights: Weights | None, batch: int | None) -> None:
+    def __init__(self, graph: Graph, weights: Weights | None, batch: int | None, first: str) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
         self._weights, self._batch = weights, batch
         self._node = {node.name: node for node in graph.nodes}
-        self._value = {INPUT: IMAGES}
+        self._value = {INPUT: first}
         self._last = graph.nodes[-1].name
         uses = Counter(name for node in graph.nodes for name in node.inputs)
         self._folded = {node.inputs[0]: node for node in graph.nodes

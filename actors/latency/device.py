@@ -69,8 +69,8 @@ class Job:
 class Device:
     """`call` is the one answer that is awaited: of a probe while `jobs` is empty, of a measurement otherwise."""
 
-    def __init__(self, name: str, options: Mapping[str, Any], arguments: tuple[SearchSpace, str, Mapping[str, Any]],
-                 settings: LatencyPoolSettings) -> None:
+    def __init__(self, name: str, options: Mapping[str, Any], settings: LatencyPoolSettings,
+                 arguments: tuple[SearchSpace, str, Mapping[str, Any], tuple[int, int] | None]) -> None:
         self.name, self._settings = name, settings
         self._options, self._arguments = options, arguments
         self._created = 0

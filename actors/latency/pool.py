@@ -47,12 +47,13 @@ FILES = "\0files"       # the client of measure_onnx
 
 class LatencyPool:
     """See the module docstring. Ray must be initialised. `devices`: one claim per device, with the Ray resource that
-    keeps it exclusive. `reference_ms` is the stored quiet value of an earlier start.
+    keeps it exclusive. `reference_ms` is the stored quiet value of an earlier start. With `image_size` (height, width)
+    networks are timed behind their preprocessing, from such images.
     """
 
     def __init__(self, space: SearchSpace, target: str, options: Mapping[str, Any], *,
                  devices: Sequence[Claim] = (DEVICE,), settings: LatencyPoolSettings | None = None,
-                 reference_ms: float | None = None) -> None:
+                 reference_ms: float | None = None, image_size: tuple[int, int] | None = None) -> None:
         check_options(target, options)
         _check_resources(devices)
         self._space, self._target, self._per_call = space, target, target_class(target).per_call
@@ -67,8 +68,8 @@ class LatencyPool:
         self._tickets = 0
         self._submitted: set[int] = set()
         self._done: dict[int, LatencyResult] = {}
-        self._devices = [Device(f"{PREFIX}{target}-{index}-{uuid.uuid4().hex[:6]}", claim.actor,
-                                (space, target, {**options, **claim.options}), self._settings)
+        self._devices = [Device(f"{PREFIX}{target}-{index}-{uuid.uuid4().hex[:6]}", claim.actor, self._settings,
+                                (space, target, {**options, **claim.options}, image_size))
                          for index, claim in enumerate(devices)]
 
     # --- what the driver calls ---------------------------------------------------------------------------------------

@@ -40,8 +40,9 @@ class LatencyWorker:
     the concurrency group "status" runs beside them and never touches the target.
     """
 
-    def __init__(self, space: SearchSpace, target: str, options: Mapping[str, Any]) -> None:
-        self._space, self._name, self._options = space, target, dict(options)
+    def __init__(self, space: SearchSpace, target: str, options: Mapping[str, Any],
+                 image_size: tuple[int, int] | None = None) -> None:
+        self._space, self._name, self._options, self._image_size = space, target, dict(options), image_size
         self._target: LatencyTarget | None = None
         self._given_ms: float | None = None
         self._activity = Activity(target)
@@ -117,7 +118,8 @@ class LatencyWorker:
         if self._target is not None and reference_ms not in (None, self._given_ms, self._target.reference_ms()):
             self.close()
         if self._target is None:
-            self._target = make_target(self._name, self._options, input_shape(self._space), reference_ms)
+            self._target = make_target(self._name, self._options, input_shape(self._space), reference_ms,
+                                       self._image_size)
             self._given_ms = reference_ms
         return self._target
 

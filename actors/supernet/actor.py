@@ -41,6 +41,7 @@ from searchspaces.training.training import Latencies
 __all__ = ["SupernetActor", "SupernetService", "SupernetSettings", "fine_tuned_weights", "load_weights"]
 log = logging.getLogger(__name__)
 NAME = "supernet"
+GROUP = "status"    # the concurrency group that answers while an epoch is trained
 GROUP_ATTEMPTS = 3
 START_TIME_OUT_S = 60.0
 START_ATTEMPTS = 10
@@ -82,6 +83,12 @@ class SupernetActor:
                 "rank_pids": self._group.pids() if self._group else [], "damaged": list(self._damaged),
                 "device": self._trainer.device.type, "host": socket.gethostname(),
                 "pid": os.getpid()}
+
+    @ray.method(concurrency_group=GROUP, max_task_retries=0)
+    def epochs_done(self) -> float:
+        """With the part of the epoch that is being trained: answers at once, from a thread of its own."""
+        trainer = self._trainer
+        return trainer.training.steps_done / trainer.batches.steps
 
     def begin_epoch(self) -> dict[str, Tokens]:
         """By label of a goal, architectures whose latency for it the next epoch needs; {} for methods without."""
@@ -246,7 +253,7 @@ class SupernetService:
         seen to lose one without noticing. Patient enough for a node that is still being added."""
         settings = self._parts[3]
         for _ in range(START_ATTEMPTS):
-            options: Any = ray.remote(SupernetActor).options(
+            options: Any = ray.remote(concurrency_groups={GROUP: 1})(SupernetActor).options(  # type: ignore[call-overload]
                 name=f"{self._name}.{uuid.uuid4().hex[:6]}", num_cpus=settings.num_cpus, num_gpus=settings.num_gpus,
                 max_restarts=-1, max_task_retries=-1)  # every method may be called again
             with _silent_stderr():  # Ray warns that the images must be kept alive, which `_train` does

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from actors.targets.android.target import AndroidTarget
 from actors.targets.cuda.target import CudaTarget
 from actors.targets.onnx_cpu import OnnxCpuTarget
+from actors.targets.pixels import PixelTarget
 from actors.targets.table import TableTarget
 from actors.targets.target import Claim, LatencyTarget
 from searchspaces import plugins
@@ -37,8 +38,15 @@ def check_options(name: str, options: Mapping[str, object]) -> None:
 
 
 def make_target(name: str, options: Mapping[str, object], input_shape: tuple[int, ...],
-                reference_ms: float | None = None) -> LatencyTarget:
-    """The target, holding its device: call this in the process that measures."""
+                reference_ms: float | None = None, image_size: tuple[int, int] | None = None) -> LatencyTarget:
+    """The target, holding its device: call this in the process that measures. With `image_size` (height, width) it
+    times networks behind their preprocessing, from such images; not where latencies are looked up."""
+    target = _plain_target(name, options, input_shape, reference_ms)
+    return target if image_size is None or not target.times_files else PixelTarget(target, image_size)
+
+
+def _plain_target(name: str, options: Mapping[str, object], input_shape: tuple[int, ...],
+                  reference_ms: float | None) -> LatencyTarget:
     check_options(name, options)
     arguments: dict[str, object] = {"input_shape": input_shape, "reference_ms": reference_ms, **options}
     if name in TARGETS:

@@ -7,7 +7,7 @@ Ray sets OMP_NUM_THREADS for its workers, so the runtime's thread counts are alw
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +24,14 @@ from actors.targets.target import Health, LatencySample, LatencyTarget, TargetId
 from searchspaces.errors import ConfigError, TargetError
 from searchspaces.graph import Graph
 from searchspaces.onnxgraph import to_onnx
+from searchspaces.onnxpixels import timed_size
 
+FLOATS, BYTES = "tensor(float)", "tensor(uint8)"
 BUSY_LOAD = 0.25        # share of the machine used by others at which wall time is not worth taking
 BUSY_CHECK_S = 0.2
 LOCK_TIME_OUT_S = 60.0  # of waiting for another process's visit; one takes a second or two
 Clock = Callable[[], int]
+Feed = dict[str, NDArray[np.float32] | NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Loaded:
     """A handle: one network ready to run."""
 
     session: onnxruntime.InferenceSession
-    feed: dict[str, NDArray[np.float32]]
+    feed: Feed
     session_ms: float
 
 
@@ -114,14 +117,7 @@ class OnnxCpuTarget(LatencyTarget):
                                                    providers=["CPUExecutionProvider"])
         except Exception as error:       # as above
             raise TargetError(f"{self._runtime} cannot load the network: {first_line(error)}") from error
-        return Loaded(session, self._random_feed(session), (time.perf_counter() - started) * 1e3)
-
-    def _random_feed(self, session: onnxruntime.InferenceSession) -> dict[str, NDArray[np.float32]]:
-        """Random images."""
-        rng, feed = np.random.default_rng(0), {}
-        for argument in session.get_inputs():
-            feed[argument.name] = rng.random(fixed_shape("input", argument, self._batch), dtype=np.float32)
-        return feed
+        return Loaded(session, random_feed(session, self._batch), (time.perf_counter() - started) * 1e3)
 
     def _timer(self, network: Loaded) -> Timer:
         session, feed, clock = network.session, network.feed, self._clock
@@ -167,12 +163,26 @@ def _session_options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def fixed_shape(role: str, argument: Any, batch: int) -> list[int]:
-    """The shape of a session's input or output; a free first dimension takes the batch. TargetError for others."""
-    shape = [batch if index == 0 and not isinstance(size, int) else size for index, size in enumerate(argument.shape)]
-    if argument.type != "tensor(float)" or not shape or not all(isinstance(size, int) for size in shape):
-        raise TargetError(f"{role} {argument.name} of the network is {argument.type} {argument.shape}; only float "
-                          "tensors with a fixed size after the first dimension can be timed")
+def random_feed(session: Any, batch: int) -> Feed:
+    """Random images of the types and sizes that the file takes: floats of 0 to 1, or bytes."""
+    rng, feed = np.random.default_rng(0), Feed()
+    sizes = timed_size(session.get_modelmeta().custom_metadata_map)
+    for argument in session.get_inputs():
+        shape = fixed_shape("input", argument, batch, sizes)
+        feed[argument.name] = (rng.integers(0, 256, shape, dtype=np.uint8) if argument.type == BYTES
+                               else rng.random(shape, dtype=np.float32))
+    return feed
+
+
+def fixed_shape(role: str, argument: Any, batch: int, sizes: Mapping[str, int] | None = None) -> list[int]:
+    """The shape of a session's input or output; a free first dimension takes the batch, others what `sizes` says of
+    their names. TargetError where one stays free, or for other types than floats and bytes."""
+    shape = [batch if index == 0 and not isinstance(size, int) else (sizes or {}).get(size, size)
+             for index, size in enumerate(argument.shape)]
+    if argument.type not in (FLOATS, BYTES) or not shape or not all(isinstance(size, int) for size in shape):
+        raise TargetError(f"{role} {argument.name} of the network is {argument.type} {argument.shape}; only float and "
+                          "uint8 tensors can be timed, with a fixed size after the first dimension or one that the "
+                          "file's metadata gives")
     if shape[0] != batch:
         raise TargetError(f"the network is made for batch {shape[0]}, this target measures batch {batch}")
     return shape

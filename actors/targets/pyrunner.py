@@ -37,12 +37,14 @@ def load(path: str, threads: int, batch: int) -> Run:
     for argument in session.get_inputs():
         shape = [batch if index == 0 and not isinstance(size, int) else size
                  for index, size in enumerate(argument.shape)]
-        if argument.type != "tensor(float)" or not all(isinstance(size, int) for size in shape):
-            raise ValueError(f"input {argument.name} is {argument.type} {argument.shape}; only float tensors with a "
-                             "fixed size after the first dimension can be timed")
+        kinds = ("tensor(float)", "tensor(uint8)")
+        if argument.type not in kinds or not all(isinstance(size, int) for size in shape):
+            raise ValueError(f"input {argument.name} is {argument.type} {argument.shape}; only float and uint8 tensors "
+                             "with a fixed size after the first dimension can be timed")
         if shape and shape[0] != batch:
             raise ValueError(f"the network is made for batch {shape[0]}, asked for is batch {batch}")
-        feed[argument.name] = rng.random(shape, dtype=np.float32)
+        feed[argument.name] = (rng.random(shape, dtype=np.float32) if argument.type == kinds[0]
+                               else rng.integers(0, 256, shape, dtype=np.uint8))
     clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
 
     def run() -> float:

@@ -110,7 +110,11 @@ class Health:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be timed: either a graph (random weights are fine) or an exported ONNX file's bytes."""
+    """What is to be timed: either a graph (random weights are fine) or an exported ONNX file's bytes.
+
+    A file may take uint8 images of free height and width; the sizes to time it with are in its metadata
+    (searchspaces/onnxpixels.py, `timed_size`).
+    """
 
     tokens_T: Tokens | None = None
     graph: Graph | None = None

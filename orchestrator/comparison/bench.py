@@ -10,6 +10,7 @@ import ray
 from actors.remote import fetch
 from actors.supernet.fixed import submit_tuning
 from orchestrator.comparison.fixed import FixedNetworks
+from orchestrator.handover.exported import as_pixels
 from orchestrator.record.goals import target_state
 from orchestrator.services.context import RunContext
 from orchestrator.services.retraining import finished
@@ -32,8 +33,10 @@ class FixedBench(ClusterBench):
     def latency_ms(self, target: str, resolution: int) -> float:
         """Of the network before its training: weights do not change how long it takes."""
         batch = target_state(self.run.store, target)["target"]["batch"]
-        graph = self.fixed.space.graph(self.fixed.tokens(resolution))
-        return self.time_file(target, to_onnx(graph, batch=batch).SerializeToString()).latency_ms
+        graph, run = self.fixed.space.graph(self.fixed.tokens(resolution)), self.run
+        pixels = (as_pixels(run.preprocessing, run.splits.val.images) if run.config.delivery.preprocess_in_model
+                  else None)
+        return self.time_file(target, to_onnx(graph, batch=batch, pixels=pixels).SerializeToString()).latency_ms
 
     def train(self, rows: Sequence[Tokens]) -> None:
         """Trains these, as many at once as find a place; nothing is measured meanwhile."""

@@ -39,7 +39,7 @@ class FixedHandOver(HandOver):
             reason = self.miss(budget_ms, [], candidates)
             for candidate in self.under(budget_ms, candidates):
                 try:
-                    sidecar = self._model(candidate)
+                    sidecar = self._model(candidate, budget_ms)
                 except EvaluationError as error:
                     reason = f"{error}; at {self.resolution(candidate)} px"
                     log.warning("the fixed network is not compared at %d px (%s)", self.resolution(candidate), error)

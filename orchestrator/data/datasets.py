@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from actors.data import Images, Splits, stratified
 from orchestrator.data.imagefiles import Labelled, Reading, read_folder, read_parquet
@@ -46,6 +46,12 @@ class DataSettings(Section):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("train", "test")
+    @classmethod
+    def _of_the_user(cls, path: Path | None) -> Path | None:
+        """A shell leaves the ~ of --set data.train=~/photos as it is."""
+        return path if path is None else path.expanduser()
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSettings:

@@ -1,5 +1,7 @@
-"""What an exported ONNX file itself computes, by ONNX Runtime: its parity with torch, and its accuracy."""
+"""What an exported ONNX file takes, and what it computes, by ONNX Runtime: its parity with torch, and its accuracy."""
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -8,8 +10,11 @@ from numpy.typing import NDArray
 
 from actors.data import Images, Preprocessing
 from searchspaces.errors import EvaluationError
+from searchspaces.onnxgraph import IMAGES
+from searchspaces.onnxpixels import Pixels
 
 PARITY_TOLERANCE = 1e-3  # of the largest logit; float32 kernels that differ only in summation order stay below
+LEAST_PROBABILITY = np.float32(1e-30)   # smaller ones are near where float32 loses digits
 
 
 def _session(model: bytes) -> onnxruntime.InferenceSession:
@@ -19,20 +24,51 @@ def _session(model: bytes) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _logits(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> NDArray[np.float32]:
+def takes_pixels(session: onnxruntime.InferenceSession) -> bool:
+    """Does the file hold its own preprocessing, and give probabilities?"""
+    return bool(session.get_inputs()[0].type == "tensor(uint8)")
+
+
+def _scores(session: onnxruntime.InferenceSession, images: NDArray[np.uint8],
+            preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Logits, or probabilities, of uint8[N, H, W, C]."""
+    feed = images if takes_pixels(session) else preprocessing.numpy(images)
     batch = session.get_inputs()[0].shape[0]
-    batch = batch if isinstance(batch, int) else len(images)
-    padded = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), np.float32)])
+    batch = batch if isinstance(batch, int) else len(feed)
+    padded = np.concatenate([feed, np.zeros((-len(feed) % batch, *feed.shape[1:]), feed.dtype)])
     chunks = [session.run(None, {"images": padded[i:i + batch]})[0] for i in range(0, len(padded), batch)]
-    return np.concatenate(chunks)[:len(images)]
+    return np.concatenate(chunks)[:len(feed)]
 
 
-def check_parity(network: torch.nn.Module, model: bytes, images: NDArray[np.float32]) -> float:
-    """Largest difference between ONNX Runtime's logits and torch's; EvaluationError beyond the tolerance."""
+def as_pixels(preprocessing: Preprocessing, images: NDArray[np.uint8]) -> Pixels:
+    """The preprocessing as a part of a file, which is timed with images as large as these."""
+    return Pixels((int(images.shape[1]), int(images.shape[2])), preprocessing.mean, preprocessing.std,
+                  preprocessing.scale)
+
+
+def described_input(preprocessing: Preprocessing, pixels: Pixels | None) -> dict[str, Any]:
+    """For the sidecar: what a file wants to be given, and what it was timed with where that is free."""
+    if pixels is None:
+        return {"name": IMAGES, "layout": "NCHW float32", "preprocessing": preprocessing.to_dict()}
+    return {"name": IMAGES, "layout": "NHWC uint8", "timed_size": list(pixels.size),
+            "preprocessing_in_model": preprocessing.to_dict()}
+
+
+def check_parity(network: torch.nn.Module, model: bytes, images: NDArray[np.uint8],
+                 preprocessing: Preprocessing) -> float:
+    """Largest difference between ONNX Runtime's logits and torch's; EvaluationError beyond the tolerance.
+
+    Of a file that gives probabilities their logarithms are compared, so that its preprocessing is held to the same.
+    """
     with torch.inference_mode():
-        expected = network(torch.from_numpy(images)).numpy()
-    difference = float(np.abs(_logits(_session(model), images) - expected).max())
-    if not difference <= PARITY_TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        logits = network(preprocessing.tensor(images))
+    session = _session(model)
+    given, expected = _scores(session, images, preprocessing), logits.numpy()
+    if takes_pixels(session):
+        given = np.log(np.maximum(given, LEAST_PROBABILITY))
+        expected = np.maximum(logits.log_softmax(dim=1).numpy(), np.log(LEAST_PROBABILITY))
+    difference = float(np.abs(given - expected).max())
+    if not difference <= PARITY_TOLERANCE * max(1.0, float(logits.abs().max())):
         raise EvaluationError(f"the exported file differs from torch by {difference:.3g} in a logit; it is not handed "
                               "over")
     return difference
@@ -43,6 +79,6 @@ def file_accuracy(model: bytes, images: Images, preprocessing: Preprocessing, ch
     session = _session(model)
     hits = 0
     for start in range(0, len(images), chunk):
-        logits = _logits(session, preprocessing.numpy(images.images[start:start + chunk]))
-        hits += int((logits.argmax(1) == images.labels[start:start + chunk]).sum())
+        scores = _scores(session, images.images[start:start + chunk], preprocessing)
+        hits += int((scores.argmax(1) == images.labels[start:start + chunk]).sum())
     return hits / len(images)

@@ -30,12 +30,12 @@ from actors.targets.target import LatencySample
 from orchestrator.config import DeliverySettings
 from orchestrator.controllers.controller import Answer
 from orchestrator.handover.delivered import Candidate, Delivered, in_order, ranked_under, shortlist
-from orchestrator.handover.exported import check_parity, file_accuracy
+from orchestrator.handover.exported import as_pixels, check_parity, described_input, file_accuracy
 from orchestrator.record.goals import Goal
 from orchestrator.record.store import read_json, write_atomically, write_json
 from searchspaces.errors import EvaluationError
 from searchspaces.network import GraphNetwork
-from searchspaces.onnxgraph import to_onnx
+from searchspaces.onnxgraph import LOGITS, PROBABILITIES, to_onnx
 from searchspaces.space import SearchSpace, Tokens
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class HandOver:
             too_slow: list[float] = []
             for candidate in shortlist([budget_ms], candidates, self.settings)[0]:
                 try:
-                    latency_ms = self._latency_ms(self._model(candidate))
+                    latency_ms = self._latency_ms(self._model(candidate, budget_ms))
                 except EvaluationError as error:
                     log.warning("%s; trying the next candidate for %.4g ms", error, budget_ms)
                     continue
@@ -182,12 +182,12 @@ class HandOver:
             if current and all((self.run_dir / file).is_file() for file in files):
                 yield path, known
 
-    def _model(self, candidate: Candidate) -> dict[str, Any]:
+    def _model(self, candidate: Candidate, budget_ms: float) -> dict[str, Any]:
         """The sidecar of the candidate's model; made once, reused for other budgets and targets and after a restart."""
         for path, known in self._made_before():
             if known["arch_id"] == candidate.arch_id:
                 return self._timed(path, known)
-        return self._made(candidate)
+        return self._made(candidate, budget_ms)
 
     def _timed(self, path: Path, sidecar: dict[str, Any]) -> dict[str, Any]:
         """The sidecar with this goal's targets measured."""
@@ -199,7 +199,7 @@ class HandOver:
             write_json(path, sidecar)
         return sidecar
 
-    def _made(self, candidate: Candidate) -> dict[str, Any]:
+    def _made(self, candidate: Candidate, budget_ms: float) -> dict[str, Any]:
         # Always the fine-tuned weights: the supernet's validation accuracy is the best of many and so too optimistic to
         # be compared with (tried: keeping what validated better lost a point of test accuracy on digits).
         weights = self.bench.trained_weights(candidate.tokens)
@@ -208,11 +208,14 @@ class HandOver:
         network = GraphNetwork(graph).eval()
         network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
         metadata = {"paretoray_run": str(self.lineage["run"]), "arch_id": candidate.arch_id,
-                    "preprocessing": json.dumps(preprocessing.to_dict())}
-        models = {batch: to_onnx(graph, dict(weights), batch, metadata=metadata).SerializeToString()
+                    "preprocessing": json.dumps(preprocessing.to_dict()),
+                    "classes": json.dumps(self.splits.classes),
+                    "made_for_budgets_ms": json.dumps(self.goal.budgets_at(budget_ms))}
+        images = self.splits.val.images[:PARITY_IMAGES]
+        pixels = as_pixels(preprocessing, images) if self.settings.preprocess_in_model else None
+        models = {batch: to_onnx(graph, dict(weights), batch, metadata, pixels).SerializeToString()
                   for batch in self.batches.values()}   # by batch: a free dimension would be slower than what was timed
-        images = preprocessing.numpy(self.splits.val.images[:PARITY_IMAGES])
-        parity = max(check_parity(network, model, images) for model in models.values())
+        parity = max(check_parity(network, model, images, preprocessing) for model in models.values())
         samples = {label: self.bench.time_file(label, models[batch]) for label, batch in self.batches.items()}
         first = models[self.batches[self.goal.targets[0]]]
         accuracy = {"validation": file_accuracy(first, self.splits.val, preprocessing),
@@ -228,7 +231,8 @@ class HandOver:
                  for batch in models}
         sidecar = self._sidecar(candidate, samples, accuracy) | {
             "madds": graph.madds, "params": graph.params, "files": files, "parity_max_difference": parity,
-            "input": {"name": "images", "layout": "NCHW float32", "preprocessing": preprocessing.to_dict()}}
+            "input": described_input(preprocessing, pixels),
+            "output": {"name": LOGITS if pixels is None else PROBABILITIES, "classes": list(self.splits.classes)}}
         for batch, model in models.items():
             with write_atomically(self.run_dir / files[str(batch)]) as temporary:
                 temporary.write_bytes(model)
@@ -245,7 +249,6 @@ class HandOver:
             "arch_id": candidate.arch_id, "tokens": [int(t) for t in candidate.tokens],
             "text": self.space.text(candidate.tokens), "space_id": self.space.space_id,
             **self.bench.training(),
-            "output": {"name": "logits", "classes": list(self.splits.classes)},
             "accuracy": dict(accuracy), "dataset": self.splits.name,
             "latencies": {label: as_json(sample) for label, sample in samples.items()},
             "latency_before_export_ms": candidate.latency_ms, "latency_predicted_ms": candidate.predicted_ms,

@@ -44,6 +44,7 @@ from orchestrator.record.store import LATENCY_SCHEMA, RUNS, write_atomically
 from orchestrator.run.stages.measure import spread_sample
 from orchestrator.services.context import data_and_space
 from orchestrator.services.elite import with_ranges
+from orchestrator.services.pretrained import timed_image_size
 from searchspaces.errors import ConfigError, StoreError
 from searchspaces.space import SearchSpace, Tokens
 
@@ -139,7 +140,7 @@ def measure_table(config: Config, count: int, out: Path | None, address: str | N
         raise ConfigError(f"a latency table is of one device but the configuration has {', '.join(config.labels)}; "
                           "choose with --target LABEL")
     config = with_ranges(config, RUNS)
-    _, space = data_and_space(config)
+    splits, space = data_and_space(config)
     existing = LatencyTable.read(out) if out is not None else None
     stop = StopFlag()
     with connected(config.cluster, address, resources=local_devices(config, address), own=own_modules(config)):
@@ -147,7 +148,8 @@ def measure_table(config: Config, count: int, out: Path | None, address: str | N
         devices = devices_when_there(target.name, target.options, config.cluster, log.warning)
         pool = LatencyPool(space, target.name, target.options, devices=devices,
                            settings=LatencyPoolSettings(time_out_s=config.latency.time_out_s),
-                           reference_ms=existing.head["reference_ms"] if existing is not None else None)
+                           reference_ms=existing.head["reference_ms"] if existing is not None else None,
+                           image_size=timed_image_size(config, splits))
         try:
             path = out or Path(f"latency-{pool.identity().target_id}.parquet")
             with stop.installed(), Progress(console=console) as progress:

@@ -10,6 +10,7 @@
 On a terminal the panel is drawn by a thread of its own and disappears at the end; elsewhere (CI, job logs) a line is
 printed every `log_every_s` while work advances and at the end of each stage. All methods may be called from any thread.
 Rate and time left come from the last minute of the stage, so that a slow start or a resumed run does not distort them.
+A stage of few long steps tells how much of one is done (`part`), so that its time left is known early.
 """
 from __future__ import annotations
 
@@ -31,6 +32,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 RATE_WINDOW_S = 60.0
+MEASURED_S = 10.0   # of work before a stage's duration is told
+WORTH_TELLING_S = 90.0  # shorter ones are over soon
 SAMPLE_S = 0.25  # of the rate: advances closer together are one sample, so memory does not grow with the speed
 
 
@@ -73,12 +76,13 @@ class Progress:
         self.console = console or Console()
         self._title, self._log_every_s, self._clock = title, log_every_s, clock
         self._lock = threading.RLock()
-        self._name, self._total, self._done = "starting", 0, 0
+        self._name, self._total, self._done, self._part = "starting", 0, 0, 0.0
+        self._untold = ""     # what a note on the stage's duration is still to be about
         self._facts: dict[str, float | str] = {}
         self._unsaid = False  # work was done that no line tells of yet
         self._best: tuple[Best, ...] = ()
         self._stage_started = self._logged = clock()
-        self._recent: deque[tuple[float, int]] = deque([(self._stage_started, 0)])
+        self._recent: deque[tuple[float, float]] = deque([(self._stage_started, 0)])
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
@@ -98,11 +102,12 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
-        """A new stage of `total` steps (None: unknown), `done` of them finished earlier."""
+    def stage(self, name: str, total: int | None = None, done: int = 0, tell: str = "") -> None:
+        """A new stage of `total` steps (None: unknown), `done` of them finished earlier. `tell`: what a person is told
+        the duration of, in a note, once some seconds of work are measured."""
         with self._lock:
             self._end_stage()
-            self._name, self._total, self._done = name, total or 0, done
+            self._name, self._total, self._done, self._part, self._untold = name, total or 0, done, 0.0, tell
             self._facts = {}
             self._stage_started = self._logged = self._clock()
             self._recent = deque([(self._stage_started, done)])
@@ -113,16 +118,32 @@ class Progress:
         """n more steps are done; `facts` are the latest values worth reading, by name."""
         with self._lock:
             now = self._clock()
-            self._done, self._unsaid = self._done + n, True
+            self._done, self._part, self._unsaid = self._done + n, 0.0, True
             self._facts |= facts
-            if len(self._recent) > 1 and now - self._recent[-2][0] < SAMPLE_S:
-                self._recent.pop()
-            self._recent.append((now, self._done))
-            while len(self._recent) > 2 and now - self._recent[0][0] > RATE_WINDOW_S:
-                self._recent.popleft()
+            self._sample(now)
             if self._live is None and now - self._logged >= self._log_every_s:
                 self._logged, self._unsaid = now, False
                 self._print(self._line())
+
+    def part(self, share: float) -> None:
+        """So much of the next step is done, 0 to 1. The time before the first is none of work: something started."""
+        with self._lock:
+            if self._part == 0 and len(self._recent) == 1:
+                self._recent[0] = (self._clock(), self._done + share)
+            self._part = share
+            self._sample(self._clock())
+
+    def _sample(self, now: float) -> None:
+        if len(self._recent) > 1 and now - self._recent[-2][0] < SAMPLE_S:
+            self._recent.pop()
+        self._recent.append((now, self._done + self._part))
+        while len(self._recent) > 2 and now - self._recent[0][0] > RATE_WINDOW_S:
+            self._recent.popleft()
+        measured_s, left_s = now - self._recent[0][0], self.time_left_s()
+        if self._untold and measured_s >= MEASURED_S and not math.isnan(left_s):
+            what, self._untold = self._untold, ""
+            if left_s >= WORTH_TELLING_S:
+                self._print(f"{what} takes {roughly(left_s)} from here, judged by {duration(measured_s)} of it")
 
     def best(self, rows: Sequence[Best]) -> None:
         """The best trial per budget, in the order to show them."""
@@ -139,11 +160,12 @@ class Progress:
         with self._lock:
             start, first = self._recent[0]
             elapsed = self._clock() - start  # up to now, so that the rate of stalled work falls
-            return (self._done - first) / elapsed if elapsed > 0 and self._done > first else math.nan
+            done = self._done + self._part
+            return (done - first) / elapsed if elapsed > 0 and done > first else math.nan
 
     def time_left_s(self) -> float:
         """Expected seconds until the stage is done; nan where the rate or the total is not known."""
-        return max(0, self._total - self._done) / self.rate() if self._total else math.nan
+        return max(0.0, self._total - self._done - self._part) / self.rate() if self._total else math.nan
 
     def final_table(self, rows: Sequence[FinalRow]) -> None:
         """The one table a run ends with; also after the `with` block."""
@@ -177,8 +199,9 @@ class Progress:
         with self._lock:
             elapsed = duration(self._clock() - self._stage_started)
             head = Table.grid(padding=(0, 2))
-            head.add_row(Text(self._name, style="bold"), ProgressBar(self._total or None, self._done, width=24),
-                         self._counts(), Text(f"{elapsed} in this stage", style="dim"))
+            bar = ProgressBar(self._total or None, self._done + self._part, width=24)
+            head.add_row(Text(self._name, style="bold"), bar, self._counts(),
+                         Text(f"{elapsed} in this stage", style="dim"))
             parts: list[RenderableType] = [head]
             if self._facts:
                 parts.append(Text(self._fact_text(), style="dim"))
@@ -249,6 +272,15 @@ def quantity(value: float | None) -> str:
         if value >= size:
             return f"{value / size:.3g}{unit}" if value < 100 * size else f"{value / size:.1f}{unit}"
     return f"{value:g}"
+
+
+def roughly(seconds: float) -> str:
+    """An estimate: about a minute, about 25 minutes, about 3 hours."""
+    if seconds < 90:
+        return "about a minute"
+    hours = seconds / 3600
+    return f"about {seconds / 60:.0f} minutes" if hours < 1.5 else f"about {hours:.1f} hours" if hours < 10 else \
+        f"about {hours:.0f} hours"
 
 
 def duration(seconds: float) -> str:

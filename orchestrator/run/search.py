@@ -40,7 +40,7 @@ from orchestrator.run.stages.deliver import deliver
 from orchestrator.run.stages.explore import explore
 from orchestrator.run.stages.measure import measure
 from orchestrator.run.stages.train import train
-from orchestrator.services.context import Leaders, RunContext, data_and_space
+from orchestrator.services.context import Leaders, RunContext, checked_data, data_and_space
 from orchestrator.services.elite import check_inheritance, freeze_weights, with_ranges
 from orchestrator.services.pretrained import check_start, preprocessing_for, with_absolute_start
 from orchestrator.services.recipes import check_training, slots_needed
@@ -90,6 +90,7 @@ class Search:
         if resumed is None:
             name = config.name or default_name(Path("run")) if name is None else name
             run_path(runs, name)        # refuses a name that is no folder's, before anything is read
+        self._notes = checked_data(config) if resumed is None and outer is None else []
         self._splits, self._space = data_and_space(config)
         check_accuracy(config.accuracy, self._space)
         for target in config.targets:
@@ -165,7 +166,7 @@ class Search:
                                           input_shape(self._space)[1])
         store.update_state(dataset=self._splits.name, classes=list(self._splits.classes),
                            channels=self._splits.channels)
-        notes = announcements(self.config)
+        notes = self._notes + announcements(self.config)
         if not is_frozen(store, self.config):
             earlier = check_earlier(self.config, self.runs, self._space, self._splits)
             notes += freeze_earlier(store, earlier, self.config, self._space)

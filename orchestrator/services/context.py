@@ -1,7 +1,7 @@
 """What the stages of a run share: configuration, data, space, store, services, progress, and the stop flag."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from actors.remote import fetch
 from orchestrator.config import Config, TargetPlugin
 from orchestrator.controllers.controller import LatencyModel
 from orchestrator.data.datasets import load_dataset
+from orchestrator.data.filecheck import check_files
 from orchestrator.interrupt import StopFlag
 from orchestrator.prediction.predictor import LatencyPredictor
 from orchestrator.record.goals import Goal, read_goals, target_state, trial_latencies
@@ -98,11 +99,12 @@ class RunContext:
             predictor = None if state is None else LatencyPredictor.from_state(self.space, state)
             self.targets.append(RunTarget(plugin, measured_ms, predictor))
 
-    def wait(self, reference: ray.ObjectRef) -> Any:
+    def wait(self, reference: ray.ObjectRef, meanwhile: Callable[[], None] = lambda: None) -> Any:
         """The result of a remote call, or the error of ours it ended with, however long it takes, unless the user stops
-        the run."""
+        the run. `meanwhile` is called now and then."""
         while not ray.wait([reference], timeout=POLL_S)[0]:
             self.stop.check()
+            meanwhile()
         self.stop.check()
         return fetch(reference)
 
@@ -116,6 +118,14 @@ class RunContext:
         found = {target.label: target.predictor for target in self.targets if target.predictor is not None}
         assert len(found) == len(self.targets), "measuring comes before predicting"
         return {**found}
+
+
+def checked_data(config: Config) -> list[str]:
+    """What a user should hear of the images in files; DataError where no classifier can be trained on them."""
+    data = config.data
+    if data.train is None:
+        return []
+    return check_files(data.name, data.train, data.test, data.classes if isinstance(data.classes, list) else None)
 
 
 def data_and_space(config: Config) -> tuple[Splits, SearchSpace]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from actors.data import Images, Preprocessing
+from actors.data import Images, Preprocessing, Splits
 from orchestrator.config import Config
 from searchspaces.efficientnet_lite import pretrained as efficientnet_lite
 from searchspaces.efficientnet_lite.space import EfficientNetLite
@@ -79,3 +79,9 @@ def preprocessing_for(config: Config, space: SearchSpace, train: Images, resolut
         return Preprocessing.fit(train, resolution)
     channels = int(train.images.shape[3])
     return Preprocessing(*published_for(space).pixels(channels), resolution, channels)
+
+
+def timed_image_size(config: Config, splits: Splits) -> tuple[int, int] | None:
+    """Height and width of the images from which networks are timed; None where they are timed without preprocessing."""
+    height, width = splits.train.images.shape[1:3]
+    return (int(height), int(width)) if config.delivery.preprocess_in_model else None

@@ -38,6 +38,7 @@ from orchestrator.data.accuracy import Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.data.sources import read_table
 from orchestrator.record.goals import Goal, goal_model, read_goals, target_state
 from orchestrator.record.store import RunStore
+from orchestrator.services.pretrained import timed_image_size
 from orchestrator.services.recipes import (
     controller_cpus,
     knowledge_folder,
@@ -81,7 +82,8 @@ class Services:
                 self.end_training()
             pool = LatencyPool(self._space, target.name, target.options, devices=devices,
                                settings=LatencyPoolSettings(time_out_s=self._config.latency.time_out_s),
-                               reference_ms=target_state(self._store, label).get("reference_ms"))
+                               reference_ms=target_state(self._store, label).get("reference_ms"),
+                               image_size=timed_image_size(self._config, self._splits))
             self._latency[label] = (pool, devices)
         return self._latency[label][0]
 

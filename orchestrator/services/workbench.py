@@ -28,6 +28,7 @@ from orchestrator.record.goals import Goal, target_state
 from orchestrator.record.store import RunStore
 from orchestrator.services.context import RunContext, recorded_latencies
 from orchestrator.services.evaluation import evaluate_architectures, measure_architectures
+from orchestrator.services.pretrained import timed_image_size
 from orchestrator.services.recipes import supernet_settings
 from orchestrator.services.retraining import Retrained, retrain_missing
 from searchspaces.errors import ParetorayError, TargetError
@@ -146,7 +147,8 @@ class LocalBench:
     def _target(self, label: str) -> LatencyTarget:
         """Opened for each measurement only: while it is open, this thread and its children stay on one core."""
         plugin = next(plugin for plugin in self.config.targets if plugin.label == label)
-        return make_target(plugin.name, plugin.options, input_shape(self.space), self._states[label]["reference_ms"])
+        return make_target(plugin.name, plugin.options, input_shape(self.space), self._states[label]["reference_ms"],
+                           timed_image_size(self.config, self.splits))
 
 
 class SupernetLocalBench(LocalBench):

@@ -6,9 +6,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.data.datasets import DataSettings, load_dataset
 from orchestrator.record.goals import target_state
 from orchestrator.record.store import RunStore
 from tests.orchestrator.run.test_search import (
@@ -33,10 +36,11 @@ def paretoray(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run of the real controller, killed in its search and resumed to the end."""
+    """A small run of the real controller, killed in its search and resumed to the end. Its files preprocess."""
     folder = tmp_path_factory.mktemp("cli")
     run, options = folder / "runs" / "tiny", ("--runs", str(folder / "runs"))
-    (folder / "tiny.yaml").write_text(TINY.replace("controller: random", PNAG))
+    (folder / "tiny.yaml").write_text(TINY.replace("controller: random", PNAG).replace(
+        "delivery: {", "delivery: {preprocess_in_model: true, "))
     process = start("search", str(folder / "tiny.yaml"), "--name", "tiny", *options)
     when(process, lambda: stage(run) == "search" and parts(run / "trials") >= 1)
     process.kill()
@@ -69,6 +73,13 @@ def test_generate_answers_a_new_budget(finished: Path) -> None:
     assert new["latency_ms"] <= new["budget_ms"] == pytest.approx(budget)
     sidecar = json.loads((finished / new["onnx"]).with_suffix(".json").read_text())
     assert sidecar["parity_max_difference"] < 1e-3
+    assert sidecar["input"]["layout"] == "NHWC uint8" and sidecar["input"]["timed_size"] == [8, 8]
+    assert "uint8" in sidecar["targets"]["onnx_cpu"]["target"]["runtime"]
+    images = load_dataset(DataSettings(limit=300)).test
+    session = onnxruntime.InferenceSession(finished / new["onnx"])
+    right = [session.run(None, {"images": image[None]})[0].argmax() == label
+             for image, label in zip(images.images, images.labels)]
+    assert np.mean(right) == pytest.approx(sidecar["accuracy"]["test"])
     assert sidecar["targets"]["onnx_cpu"] == {
         key: value for key, value in target_state(RunStore(finished), "onnx_cpu").items()
         if key in ("target_id", "target", "reference_ms")}

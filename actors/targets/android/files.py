@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 
 from searchspaces.errors import ConfigError, TargetError
+from searchspaces.onnxpixels import timed_size
 
 FOLDER = "/data/local/tmp/paretoray"
 MODELS = f"{FOLDER}/models"
@@ -50,14 +51,20 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def with_batch(content: bytes, batch: int) -> bytes:
-    """The file with a free first dimension fixed. TargetError where it is no ONNX file or made for another batch."""
+def with_sizes(content: bytes, batch: int) -> bytes:
+    """The file with its free dimensions fixed: the first to the batch, others to what the file's metadata says that it
+    is timed with. TargetError where it is no ONNX file or made for another batch."""
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:      # protobuf's own family
         raise TargetError("the network is not an ONNX file") from error
+    sizes = timed_size({entry.key: entry.value for entry in model.metadata_props})
     for value in model.graph.input:
-        first = value.type.tensor_type.shape.dim[0] if value.type.tensor_type.shape.dim else None
+        dimensions = value.type.tensor_type.shape.dim
+        for dimension in dimensions[1:]:
+            if dimension.dim_param in sizes:
+                dimension.dim_value = sizes[dimension.dim_param]
+        first = dimensions[0] if dimensions else None
         if first is not None and not first.HasField("dim_value"):
             first.dim_value = batch
         elif first is not None and first.dim_value != batch:

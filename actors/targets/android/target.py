@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from actors.targets.android.adb import NO_PHONE, PREFIX, Serials, Server, allowed, offered_serials, only
 from actors.targets.android.device import Phone
-from actors.targets.android.files import MODELS, bounded, digest, program, program_folder, with_batch
+from actors.targets.android.files import MODELS, bounded, digest, program, program_folder, with_sizes
 from actors.targets.android.rounds import Progress, without_cold
 from actors.targets.android.runners import Outcome, Plan, make_runner
 from actors.targets.android.state import State, choose_cores, describe, foreign_load, look, mask
@@ -160,7 +160,7 @@ class AndroidTarget(LatencyTarget):
             return to_onnx(workload.graph, batch=self._batch).SerializeToString()
         if workload.onnx is None:
             raise TargetError("target android needs a graph or the bytes of an ONNX file, and got neither")
-        return with_batch(workload.onnx, self._batch)
+        return with_sizes(workload.onnx, self._batch)
 
     def _file(self, content: bytes) -> PushedModel:
         if self._convert is not None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from actors.targets.onnx_cpu import first_line, fixed_shape
+from actors.targets.onnx_cpu import first_line, fixed_shape, random_feed
 from searchspaces.errors import TargetError
 
 CUDA = "CUDAExecutionProvider"
@@ -146,11 +146,9 @@ class CudaRuntime:
 
     def _bind_inputs(self, session: Any, binding: Any) -> Iterable[Any]:
         """Random images in device memory."""
-        rng = np.random.default_rng(0)
-        for argument in session.get_inputs():
-            values = rng.random(fixed_shape("input", argument, self._batch), dtype=np.float32)
+        for name, values in random_feed(session, self._batch).items():
             buffer = self._modules.ort.OrtValue.ortvalue_from_numpy(values, "cuda", self._gpu)
-            binding.bind_ortvalue_input(argument.name, buffer)
+            binding.bind_ortvalue_input(name, buffer)
             yield buffer
 
     def _bind_outputs(self, session: Any, binding: Any) -> Iterable[Any]:

@@ -226,9 +226,10 @@ class Network {
  private:
   void AddInput(const Ort::TypeInfo& type, int batch) {
     const std::string& name = input_names_.back();
-    if (type.GetONNXType() != ONNX_TYPE_TENSOR ||
-        type.GetTensorTypeAndShapeInfo().GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
-      throw std::runtime_error("input " + name + " is no float tensor, only those can be made up");
+    const auto kind = type.GetONNXType() == ONNX_TYPE_TENSOR ? type.GetTensorTypeAndShapeInfo().GetElementType()
+                                                             : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    if (kind != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && kind != ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8) {
+      throw std::runtime_error("input " + name + " is no float or uint8 tensor, only those can be made up");
     }
     std::vector<std::int64_t> shape = type.GetTensorTypeAndShapeInfo().GetShape();
     if (!shape.empty() && shape[0] < 0) shape[0] = batch;
@@ -238,10 +239,20 @@ class Network {
       if (size > kMostElements / elements) throw std::runtime_error("input " + name + " is larger than 4 GiB");
       elements *= size;
     }
-    std::vector<float>& data = buffers_.emplace_back(static_cast<std::size_t>(elements));
-    std::uniform_real_distribution<float> uniform(0.0f, 1.0f);
-    for (float& value : data) value = uniform(random_);
-    tensors_.push_back(Ort::Value::CreateTensor<float>(
+    const auto size = static_cast<std::size_t>(elements);
+    if (kind == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+      std::uniform_real_distribution<float> uniform(0.0f, 1.0f);
+      AddTensor(floats_.emplace_back(size), shape, [&] { return uniform(random_); });
+    } else {
+      std::uniform_int_distribution<int> uniform(0, 255);
+      AddTensor(bytes_.emplace_back(size), shape, [&] { return static_cast<std::uint8_t>(uniform(random_)); });
+    }
+  }
+
+  template <typename Item, typename Draw>
+  void AddTensor(std::vector<Item>& data, const std::vector<std::int64_t>& shape, Draw draw) {
+    for (Item& item : data) item = draw();
+    tensors_.push_back(Ort::Value::CreateTensor<Item>(
         Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault), data.data(), data.size(), shape.data(),
         shape.size()));
   }
@@ -250,7 +261,8 @@ class Network {
   Ort::Session session_{nullptr};
   std::vector<std::string> input_names_, output_names_;
   std::vector<const char*> inputs_, outputs_;
-  std::vector<std::vector<float>> buffers_;    // moving one keeps its data where the tensor points
+  std::vector<std::vector<float>> floats_;    // moving one keeps its data where the tensor points
+  std::vector<std::vector<std::uint8_t>> bytes_;
   std::vector<Ort::Value> tensors_;
 };
 

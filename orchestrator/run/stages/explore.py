@@ -34,7 +34,7 @@ def explore(run: RunContext) -> None:
 
 def _explore(run: RunContext, panel: Panel) -> None:
     evaluations = run.config.search.evaluations
-    run.progress.stage("search", total=evaluations, done=run.store.trials.rows)
+    run.progress.stage("search", total=evaluations, done=run.store.trials.rows, tell="the search")
     rollouts = run.services.rollouts()
     in_flight: dict[int, tuple[str, Proposal]] = {}
     ticket = 0

@@ -7,10 +7,14 @@ Where accuracies come from elsewhere there is nothing to train, and no supernet 
 """
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import ray
+from ray.exceptions import RayError
 
 from orchestrator.run.stages.collapse import collapsed
 from orchestrator.services.context import RunContext
@@ -19,6 +23,7 @@ from orchestrator.services.elite import begin_with_given
 from orchestrator.services.evaluation import measure_architectures
 from searchspaces.space import Tokens
 
+ANSWER_S = 1.0
 SHOWN = ("loss", "largest", "smallest", "gap", "entropy", "images_per_s")   # in the progress panel, where there is one
 RECORDED = ("loss", "accuracy_largest", "accuracy_smallest", "images_per_s", "validation_loss", "gap", "entropy",
             "latency_loss", "surrogate_error")
@@ -39,16 +44,24 @@ def train(run: RunContext) -> None:
 def train_epochs(run: RunContext) -> int:
     """Trains the epochs that the newest whole checkpoint lacks; the version of the weights after it."""
     supernet = run.services.supernet()
-    run.progress.stage("train supernet", total=run.config.supernet.epochs)
     status = run.wait(supernet.status.remote())
-    run.progress.advance(status["epoch"])
+    run.progress.stage("train supernet", total=run.config.supernet.epochs, done=status["epoch"],
+                       tell="training the supernet")
     while status["epoch"] < run.config.supernet.epochs:
         wishes = run.wait(supernet.begin_epoch.remote())
         latencies = {label: measured(run, label, rows_NT) for label, rows_NT in wishes.items()}
         supernet = run.services.supernet()      # measuring may have ended it, where both want the same GPU
-        status = run.wait(supernet.train_epoch.remote(latencies))
+        status = run.wait(supernet.train_epoch.remote(latencies), functools.partial(_steps, run, supernet))
         _record(run, status, run.wait(supernet.distribution.remote()))
     return int(status["version"])
+
+
+def _steps(run: RunContext, supernet: Any) -> None:
+    """How far the epoch is that is being trained, where the actor answers at once: it may be starting again."""
+    with contextlib.suppress(RayError):
+        epochs = ray.get(supernet.epochs_done.remote(), timeout=ANSWER_S)
+        if epochs % 1:
+            run.progress.part(epochs % 1)
 
 
 def measured(run: RunContext, label: str, tokens_NT: Tokens) -> np.ndarray:

@@ -79,6 +79,17 @@ def test_killed_actor_goes_on_by_itself_with_the_same_result(started: list[Super
     assert_close(get(actor.weights.remote())[1], alone(tmp_path / "alone", TinySpace(), 3), atol=1e-6)
 
 
+def test_tells_how_far_an_epoch_is_while_it_is_trained(started: list[SupernetService], tmp_path: Path) -> None:
+    actor = start(started, tmp_path, TinySpace(), batch_size=2)     # nearly 200 steps
+    assert get(actor.epochs_done.remote()) == 0.0
+    epoch, seen = actor.train_epoch.remote(), []
+    while not ray.wait([epoch], timeout=0.05)[0]:
+        seen.append(get(actor.epochs_done.remote()))
+    assert seen == sorted(seen) and any(0 < done < 1 for done in seen), seen
+    get(epoch)
+    assert get(actor.epochs_done.remote()) == 1.0
+
+
 @pytest.mark.slow
 def test_two_ranks_hold_equal_weights_and_those_of_one_worker(started: list[SupernetService], tmp_path: Path) -> None:
     """33 images are parts of 11, one for one rank and two for the other; batch norm counts each by itself."""

@@ -23,6 +23,7 @@ from actors.targets.target import LatencySample, Workload
 from searchspaces.catalogue import make_space
 from searchspaces.errors import ConfigError, TargetError
 from searchspaces.onnxgraph import to_onnx
+from searchspaces.onnxpixels import Pixels
 
 pytestmark = pytest.mark.alone
 SHAPE = (3, 16, 16)
@@ -142,6 +143,29 @@ def test_batch_and_free_batch_dimension() -> None:
     free = Workload(onnx=to_onnx(graph, batch=None).SerializeToString())
     for handle in made.prepare([Workload(graph=graph), free]):
         assert next(iter(handle.feed.values())).shape == (4, *SHAPE)
+    made.close()
+
+
+def test_files_that_take_uint8_images(target: OnnxCpuTarget) -> None:
+    """Timed with images of the size that the file names; without one nothing could be made up."""
+    model = to_onnx(reference_graph(3, 16), pixels=Pixels.neutral((20, 30), 3))
+    handle, = target.prepare([Workload(onnx=model.SerializeToString())])
+    images = handle.feed["images"]
+    assert images.dtype == np.uint8 and images.shape == (1, 20, 30, 3) and images.max() > 250
+    assert target.measure([handle])[0].latency_ms > 0
+    del model.metadata_props[:]
+    with pytest.raises(TargetError, match=r"tensor\(uint8\) \[1, 'height', 'width', 3\]; only float and uint8"):
+        target.prepare([Workload(onnx=model.SerializeToString())])
+
+
+def test_networks_behind_their_preprocessing_are_another_target(target: OnnxCpuTarget) -> None:
+    made = make_target("onnx_cpu", {}, SHAPE, 2.0, image_size=(20, 30))
+    assert made.identity().target_id != target.identity().target_id
+    handle, = made.prepare([Workload(graph=reference_graph(3, 16))])
+    assert handle.feed["images"].shape == (1, 20, 30, 3)
+    assert [output.name for output in handle.session.get_outputs()] == ["probabilities"]
+    sample, = made.measure([handle])
+    assert sample.target_id == made.identity().target_id and sample.reference_ms == 2.0
     made.close()
 
 

@@ -16,9 +16,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from actors.targets.android.files import with_sizes
 from actors.targets.pairing import paired_ratios
 from searchspaces.catalogue import make_space
 from searchspaces.onnxgraph import to_onnx
+from searchspaces.onnxpixels import Pixels
 from tests.actors.targets import runner_build
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the runner is for Linux and Android")
@@ -68,6 +70,8 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx.save(to_onnx(space.graph(smallest)), folder / "small.onnx")
     onnx.save(to_onnx(space.graph(largest)), folder / "large.onnx")
     onnx.save(to_onnx(space.graph(smallest), batch=None), folder / "free.onnx")
+    pixels = to_onnx(space.graph(smallest), pixels=Pixels.neutral((20, 30), 3))
+    (folder / "pixels.onnx").write_bytes(with_sizes(pixels.SerializeToString(), 1))
     onnx.save(identity(TensorProto.FLOAT, ["batch", "side"]), folder / "free_side.onnx")
     onnx.save(identity(TensorProto.INT64, [1, 4]), folder / "integers.onnx")
     onnx.save(identity(TensorProto.FLOAT, [1 << 20, 1 << 20]), folder / "huge.onnx")
@@ -109,6 +113,11 @@ def test_a_line_holds_what_the_contract_says(runner: Path, networks: Path) -> No
         "model": "small.onnx", "clock": "thread_cpu", "affinity": sorted(os.sched_getaffinity(0)),
         "temperature_c": {"battery": 31.5, "skin": 42.0, 'cpu "big"': -1.25, "battery thermal_zone3": 30.0},
         "runtime": f"onnxruntime {onnxruntime.__version__}"}
+
+
+def test_bytes_are_made_up_too(runner: Path, networks: Path) -> None:
+    line, = measured(runner, networks, "--ref", "small.onnx", *LEAST, "pixels.onnx")
+    assert np.array(line["candidate_ms"]).shape == (1, 1), line
 
 
 def test_affinity_is_what_the_caller_pinned_it_to(runner: Path, networks: Path) -> None:
@@ -157,7 +166,7 @@ def test_several_threads_take_wall_time(runner: Path, networks: Path) -> None:
 
 def test_what_cannot_run_is_an_error_line_and_the_rest_goes_on(runner: Path, networks: Path) -> None:
     bad = {"junk.onnx": "cannot be loaded: .*Protobuf parsing failed", "absent.onnx": "doesn't exist",
-           "free_side.onnx": "input x has a free or empty dimension", "integers.onnx": "input x is no float tensor",
+           "free_side.onnx": "input x has a free or empty dimension", "integers.onnx": "x is no float or uint8 tensor",
            "huge.onnx": "input x is larger than 4 GiB"}
     lines = measured(runner, networks, "--ref", "small.onnx", *LEAST, *bad, "small.onnx")
     assert [line["model"] for line in lines] == [*bad, "small.onnx"]

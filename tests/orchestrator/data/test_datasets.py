@@ -75,6 +75,7 @@ def test_limit_takes_a_stratified_subset() -> None:
 
 def test_short_form_names_the_dataset() -> None:
     assert DataSettings.model_validate("digits") == DataSettings()
+    assert DataSettings(name="folder", train=Path("~/photos")).train == Path.home() / "photos"
 
 
 @pytest.mark.parametrize("as_struct", [True, False])

@@ -203,8 +203,9 @@ def test_candidates_use_what_is_known_and_evaluate_the_rest(tmp_path: Path) -> N
 def test_parity_catches_another_network() -> None:
     network = GraphNetwork(SPACE.graph(ROWS[0])).eval()
     weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    images = Preprocessing.fit(IMAGES, 8).numpy(IMAGES.images)
-    assert check_parity(network, to_onnx(SPACE.graph(ROWS[0]), weights).SerializeToString(), images) < 1e-5
+    images, preprocessing = IMAGES.images, Preprocessing.fit(IMAGES, 8)
+    assert check_parity(network, to_onnx(SPACE.graph(ROWS[0]), weights).SerializeToString(), images,
+                        preprocessing) < 1e-5
     weights["head.linear.bias"] = weights["head.linear.bias"] + 0.1
     with pytest.raises(EvaluationError, match="differs from torch by 0.1"):
-        check_parity(network, to_onnx(SPACE.graph(ROWS[0]), weights).SerializeToString(), images)
+        check_parity(network, to_onnx(SPACE.graph(ROWS[0]), weights).SerializeToString(), images, preprocessing)

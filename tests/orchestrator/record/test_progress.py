@@ -7,7 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
-from orchestrator.record.progress import Best, FinalRow, Progress, duration, quantity
+from orchestrator.record.progress import Best, FinalRow, Progress, duration, quantity, roughly
 
 ROWS = [
     FinalRow(2.5, "d233 [k7]", 2.45, 2.4131, 0.0123, 0.951, 0.9482, 350_100_000, 7_340_000, "models/2.5ms.onnx"),
@@ -58,6 +58,40 @@ def test_a_resumed_stage_counts_what_was_done_but_not_as_speed(clock: Clock) -> 
     clock.now += 5
     progress.advance(10)
     assert progress.rate() == 2 and progress.time_left_s() == 15
+
+
+def test_a_long_first_step_tells_the_time_left_from_its_parts(clock: Clock) -> None:
+    """Two epochs of 100 s that start after 30 s, which do not count; said once, and not of short work."""
+    console = plain()
+    with Progress(console, clock=clock) as progress:
+        progress.stage("train supernet", 2, tell="training the supernet")
+        clock.now += 30
+        for step in range(1, 80):
+            clock.now += 1
+            progress.part(step / 100)
+            assert math.isnan(progress.time_left_s()) == (step == 1)
+        assert progress.time_left_s() == pytest.approx(200 - 79, rel=0.02)
+        clock.now += 21
+        progress.advance()
+        assert progress.time_left_s() == pytest.approx(100, rel=0.02)
+        progress.stage("search", 20, tell="the search")
+        for _ in range(20):
+            clock.now += 2
+            progress.advance()
+    notes = [line for line in text(console).splitlines() if "takes" in line]
+    assert notes == ["training the supernet takes about 3 minutes from here, judged by 10 s of it"]
+
+
+def test_a_resumed_stage_tells_what_is_left_of_it(clock: Clock) -> None:
+    console = plain()
+    progress = Progress(console, clock=clock)
+    progress.stage("search", 100, done=60, tell="the search")
+    for _ in range(3):
+        clock.now += 300
+        progress.advance()
+    assert "the search takes about 3.2 hours from here, judged by 5 min 00 s of it" in text(console)
+    assert [roughly(seconds) for seconds in (80, 100, 5000, 36_100)] == [
+        "about a minute", "about 2 minutes", "about 83 minutes", "about 10 hours"]
 
 
 def test_rate_forgets_a_slow_start_and_falls_while_work_stalls(clock: Clock) -> None:

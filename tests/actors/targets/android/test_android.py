@@ -23,6 +23,7 @@ from actors.targets.target import Claim, Workload
 from searchspaces.catalogue import make_space
 from searchspaces.errors import ConfigError, NoDeviceError, TargetError
 from searchspaces.onnxgraph import to_onnx
+from searchspaces.onnxpixels import Pixels
 from tests.actors.targets.android.adbchain import PYTHON_RUNNER, QUICK_RUNNER, SHAPE, attached_phone, quick_target
 from tests.actors.targets.android.adbdevice import AdbDevice, wait_until
 
@@ -66,6 +67,9 @@ def test_real_models_through_the_worker(adb_port: int, phone: AdbDevice) -> None
     assert isinstance(refused, str) and "cannot run the network" in refused and "Unheard" in refused
     again = worker.measure_file(exported, 1, probe.reference_ms)
     assert not isinstance(again, str) and again.latency_ms > samples[0].latency_ms
+    pixels = to_onnx(SPACE.graph(small), pixels=Pixels.neutral((20, 30), 3)).SerializeToString()
+    pictures = worker.measure_file(pixels, 1, probe.reference_ms)       # uint8, at the size that the file names
+    assert not isinstance(pictures, str) and pictures.latency_ms > 0, pictures
     worker.close()
     assert not on_phone(phone, "models")
 

@@ -45,7 +45,7 @@ class FakeGpu:
 
             @staticmethod
             def ortvalue_from_numpy(values: Any, device: str, index: int) -> Any:
-                assert (device, index) == ("cuda", 0) and values.dtype == np.float32
+                assert (device, index) == ("cuda", 0) and values.dtype in (np.float32, np.uint8)
                 return onnxruntime.OrtValue.ortvalue_from_numpy(values)
 
             @staticmethod
@@ -108,6 +108,7 @@ class FakeSession:
         plain.intra_op_num_threads, plain.log_severity_level = 1, 4
         self.real = onnxruntime.InferenceSession(model, plain, providers=["CPUExecutionProvider"])
         self.get_inputs, self.get_outputs = self.real.get_inputs, self.real.get_outputs
+        self.get_modelmeta = self.real.get_modelmeta
         self.binding: Any = None
         self.ran = False
         self._run_s, self._noise = len(model) * 1e-9, np.random.default_rng(len(gpu.sessions))

@@ -22,6 +22,7 @@ from actors.targets.cuda import target as cuda
 from actors.targets.cuda.monitor import GpuMonitor
 from actors.targets.cuda.runtime import CUDA, CudaRuntime
 from actors.targets.cuda.target import GPU_PROTOCOL, CudaTarget
+from actors.targets.pixels import PixelTarget
 from actors.targets.reference import reference_graph
 from actors.targets.target import Claim, LatencySample, Workload
 from searchspaces.errors import ConfigError, TargetError
@@ -88,6 +89,17 @@ def test_a_timing_is_ten_runs_between_two_events_on_an_idle_gpu(gpu: FakeGpu) ->
     gpu.log.clear()
     assert runtime.timings_ms(network, 3) == pytest.approx([len(model) / 1e6] * 3, rel=0.01)
     assert gpu.log == ["synchronize", "record", *["run"] * 10, "record", "synchronize"] * 3
+
+
+def test_a_file_that_takes_uint8_images_gets_them_in_device_memory(gpu: FakeGpu) -> None:
+    """Its first run is a real one, through the real binding."""
+    made = PixelTarget(CudaTarget(SHAPE, 2.0, batch=2, modules=gpu.modules()), (20, 30))
+    handle, = made.prepare([Workload(graph=tiny())])
+    images, probabilities = (buffer.numpy() for buffer in handle.buffers)
+    assert images.dtype == np.uint8 and images.shape == (2, 20, 30, 3)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
+    assert made.measure([handle])[0].target_id == made.identity().target_id
+    made.close()
 
 
 def test_a_visit_warms_up_both_networks_and_alternates(gpu: FakeGpu, target: CudaTarget) -> None:
