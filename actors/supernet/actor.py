@@ -32,8 +32,9 @@ from actors.evaluator import share_correct
 from actors.remote import fetch, last_line
 from actors.supernet.checkpoints import read_newest, write_checkpoint
 from actors.supernet.finetune import arrays, fine_tuned_weights, recalibrate
+from actors.supernet.finishing import submit_finishing
 from actors.supernet.ranks import RankGroup
-from actors.supernet.training import SupernetSettings, Trainer
+from actors.supernet.training import SupernetSettings, Trainer, whole_batches
 from searchspaces.errors import ClusterError, ParetorayError, StoreError
 from searchspaces.space import SearchSpace, Tokens
 from searchspaces.training.training import Latencies
@@ -162,6 +163,11 @@ class SupernetActor:
         self._check_version(version)
         return self._trainer.epoch, arrays(self._trainer.training.supernet)
 
+    def subnet(self, tokens_T: Tokens, version: int | None = None) -> dict[str, NDArray[np.generic]]:
+        """Weights of one subnet as they are, to be finished elsewhere. StoreError as in `weights`."""
+        self._check_version(version)
+        return arrays(self._trainer.training.supernet.extract(tokens_T))
+
     def extract_state(self, tokens_T: Tokens) -> dict[str, NDArray[np.generic]]:
         """Weights of one subnet, batch-norm statistics recalibrated, without fine-tuning."""
         return self.fine_tune(tokens_T, epochs=0, learning_rate=0.0)
@@ -198,9 +204,7 @@ class SupernetActor:
                              "resume the run to train the epochs between again")
 
     def _batches(self) -> Batches:
-        """Whole batches, whatever the number of ranks."""
-        size = min(self._settings.batch_size, len(self._train))
-        return Batches(self._train, self._preprocessing, self._settings.augmentation, size, self._settings.seed)
+        return whole_batches(self._train, self._preprocessing, self._settings)
 
     def _restore(self, ranks: int = 1) -> Trainer:
         """A trainer at the newest whole checkpoint, or at the start."""
@@ -278,6 +282,12 @@ class SupernetService:
         not of the `version` asked for."""
         current, weights = fetch(self.actor.weights.remote(version), timeout_s)
         return current, ray.put(weights)
+
+    def finish(self, tokens_T: Tokens, epochs: int, learning_rate: float, version: int, threads: int) -> ray.ObjectRef:
+        """`SupernetActor.fine_tune` as a task of its own; a reference to its result."""
+        space, (train,), preprocessing, settings, _ = self._parts
+        return submit_finishing(space, tokens_T, self.actor.subnet.remote(tokens_T, version), train, preprocessing,
+                                settings, epochs, learning_rate, threads)
 
     def close(self) -> None:
         ray.kill(self.actor)

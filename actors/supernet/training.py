@@ -151,6 +151,11 @@ class Trainer:
             ring.sum_scaled(statistics, len(self.training.schedule.mine) / self.training.schedule.parts)
 
 
+def whole_batches(train: Images, preprocessing: Preprocessing, settings: SupernetSettings) -> Batches:
+    """For what one process trains alone, whatever the number of ranks."""
+    return Batches(train, preprocessing, settings.augmentation, min(settings.batch_size, len(train)), settings.seed)
+
+
 def halves(train: Images, held_out_share: float, seed: int) -> tuple[Images, Images]:
     """(images that weights learn from, images held out from them), every class at its share in both."""
     rows = np.arange(len(train))

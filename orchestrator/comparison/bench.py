@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -38,14 +37,11 @@ class FixedBench(ClusterBench):
                   else None)
         return self.time_file(target, to_onnx(graph, batch=batch, pixels=pixels).SerializeToString()).latency_ms
 
-    def train(self, rows: Sequence[Tokens]) -> None:
-        """Trains these, as many at once as find a place; nothing is measured meanwhile."""
-        if not rows:
-            return
+    def train_ahead(self, tokens_NT: Tokens) -> None:
         services = self.run.services
         services.begin_training()
         services.end_training()     # their CPUs and GPUs are for these trainings now
-        self.run.progress.stage("compare: fine-tune", total=len(rows), done=0)
+        self.run.progress.stage("compare: fine-tune", total=len(tokens_NT), done=0)
         start, train = ray.put(self.fixed.start()), ray.put(self.run.splits.train)
         places, cpus, gpus = services.tuners()
 
@@ -54,7 +50,7 @@ class FixedBench(ClusterBench):
             return submit_tuning(f"r{resolution}", graph, start, train, self.run.preprocessing, self.fixed.settings,
                                  str((self.folder / f"r{resolution}").absolute()), cpus, gpus)
 
-        resolutions = [self.fixed.resolution(row) for row in rows]
+        resolutions = [self.fixed.resolution(row) for row in tokens_NT]
         with contextlib.closing(finished(self.run, resolutions, submit, lambda: places, "fine-tuning",
                                          "supernet.epochs")) as done:
             for resolution, reference in done:
@@ -68,7 +64,7 @@ class FixedBench(ClusterBench):
     def trained_weights(self, tokens_T: Tokens) -> Weights:
         resolution = self.fixed.resolution(tokens_T)
         if resolution not in self._trained:
-            self.train([tokens_T])
+            self.train_ahead(tokens_T[None])
         found = self._trained[resolution]
         if isinstance(found, EvaluationError):
             raise found

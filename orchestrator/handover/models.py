@@ -56,6 +56,10 @@ class Workbench(Protocol):
     def finals(self, tokens_NT: Tokens) -> list[float | None]:
         """Validation accuracy of the weights that would be handed over; None where there are none."""
 
+    def train_ahead(self, tokens_NT: Tokens) -> None:
+        """Called before `trained_weights` of the same rows; the time to train several at once. Nothing goes on when it
+        returns, so that what is then measured is measured undisturbed."""
+
     def trained_weights(self, tokens_T: Tokens) -> Mapping[str, NDArray[np.float32]]:
         """The weights to hand over, with their batch-norm statistics."""
 
@@ -143,6 +147,7 @@ class HandOver:
         Each budget's best candidate is trained and measured; the budget then gets the most accurate (validation) of all
         models of this run that meet it, so that a larger budget never gets a worse model.
         """
+        self._train_first_choices(budgets_ms, candidates)
         for budget_ms in sorted(budgets_ms):
             too_slow: list[float] = []
             for candidate in shortlist([budget_ms], candidates, self.settings)[0]:
@@ -161,6 +166,14 @@ class HandOver:
             else:
                 yield Delivered(budget_ms, False, self.miss(budget_ms, too_slow, candidates), target=self.goal.label,
                                 budgets_ms=self.goal.budgets_at(budget_ms))
+
+    def _train_first_choices(self, budgets_ms: Sequence[float], candidates: Sequence[Candidate]) -> None:
+        """Whatever the others turn out to be, these are made: so they may be trained before any is measured."""
+        made = {known["arch_id"] for _, known in self._made_before()}
+        firsts = {chosen[0].arch_id: chosen[0].tokens for chosen in shortlist(budgets_ms, candidates, self.settings)
+                  if chosen and chosen[0].arch_id not in made}
+        if firsts:
+            self.bench.train_ahead(np.stack(list(firsts.values())))
 
     def _latency_ms(self, sidecar: Mapping[str, Any]) -> float:
         """What the goal's budgets bound, of a model's file."""

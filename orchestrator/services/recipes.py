@@ -34,6 +34,11 @@ def training_cores(config: Config) -> int:
     return min(config.cluster.cpus or usable_cores(), usable_cores())
 
 
+def single_threads(config: Config) -> int:
+    """Of the training of one network alone: several go on at once, so that more than one must be asked for."""
+    return 1 if config.supernet.cpus == "auto" else config.supernet.cpus
+
+
 def controller_cpus(config: Config) -> int:
     """Of the learners of all controllers, one per goal."""
     name, options = config.controller.name, config.controller.options

@@ -43,12 +43,13 @@ from orchestrator.services.recipes import (
     controller_cpus,
     knowledge_folder,
     proxy_settings,
+    single_threads,
     supernet_settings,
     training_cores,
     trains_itself,
 )
 from orchestrator.services.states import load_predictor
-from searchspaces.space import SearchSpace
+from searchspaces.space import SearchSpace, Tokens
 
 log = logging.getLogger(__name__)
 KNOWLEDGE_TIME_OUT_S = 30.0
@@ -205,6 +206,21 @@ class Services:
         cores = (training_cores(config) if self._local
                  else total_cpus() - 1 - len(config.targets) - controller_cpus(config))
         return supernet_team(config.supernet, config.search, cores, _offer())
+
+    def finish(self, tokens_T: Tokens) -> ray.ObjectRef:
+        """A reference to the weights to hand over, which a task fine-tunes from the supernet's."""
+        delivery = self._config.delivery
+        return self._supernet_service().finish(tokens_T, delivery.fine_tune_epochs, delivery.fine_tune_learning_rate,
+                                               self._store.state()["weights_version"], single_threads(self._config))
+
+    def finishers(self) -> int:
+        """How many such tasks find a core; 0: fine-tuning is the supernet actor's, which has the GPU, or all CPUs."""
+        config, team = self._config, self.team()
+        if team.gpus:
+            return 0
+        free = (training_cores(config) if self._local
+                else total_cpus() - len(config.targets) - team.cpus - controller_cpus(config))
+        return max(0, free) // single_threads(config)
 
     def trained_for(self) -> tuple[list[Goal], dict[str, LatencyModel]]:
         """The goals and their latency models, where the controller trains the supernet for them."""

@@ -6,17 +6,22 @@ answers at once; they work where this machine is the device the run was made for
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ray
 import torch
 from numpy.typing import NDArray
+from ray.exceptions import RayError
 
-from actors.data import Batches, Preprocessing, Splits, calibration_images
+from actors.data import Preprocessing, Splits, calibration_images
 from actors.evaluator import Evaluation, SupernetEvaluator
 from actors.latency.worker import input_shape
+from actors.remote import fetch, last_line
 from actors.supernet.actor import load_weights
 from actors.supernet.finetune import fine_tuned_weights
+from actors.supernet.training import whole_batches
 from actors.targets.catalogue import make_target
 from actors.targets.target import LatencySample, LatencyTarget, Workload, merge_samples
 from orchestrator.config import Config, DeliverySettings
@@ -26,15 +31,17 @@ from orchestrator.handover.architectures import makes_models
 from orchestrator.handover.models import Workbench
 from orchestrator.record.goals import Goal, target_state
 from orchestrator.record.store import RunStore
-from orchestrator.services.context import RunContext, recorded_latencies
+from orchestrator.services.context import POLL_S, RunContext, recorded_latencies
 from orchestrator.services.evaluation import evaluate_architectures, measure_architectures
 from orchestrator.services.pretrained import timed_image_size
-from orchestrator.services.recipes import supernet_settings
+from orchestrator.services.recipes import single_threads, supernet_settings
 from orchestrator.services.retraining import Retrained, retrain_missing
-from searchspaces.errors import ParetorayError, TargetError
+from orchestrator.services.states import intact_state, save_state
+from searchspaces.errors import EvaluationError, ParetorayError, TargetError
 from searchspaces.space import SearchSpace, Tokens
 
 Weights = Mapping[str, NDArray[Any]]
+log = logging.getLogger(__name__)
 
 
 def cluster_bench(run: RunContext) -> Workbench:
@@ -68,12 +75,57 @@ class ClusterBench:
 
 
 class SupernetClusterBench(ClusterBench):
-    """Fine-tunes in the supernet's actor."""
+    """Fine-tunes from the supernet's weights, in tasks, several at once; what has no room for them, and what trains on
+    GPUs, in the supernet's actor. Finished weights are in checkpoints/finetuned-*: a resumed run finds them."""
+
+    def __init__(self, run: RunContext) -> None:
+        super().__init__(run)
+        self._diverged: dict[str, EvaluationError] = {}     # by name of the weights
+
+    def train_ahead(self, tokens_NT: Tokens) -> None:
+        waiting = [row for row in tokens_NT if self._name(row) not in self._diverged
+                   and intact_state(self.run.store, self._name(row)) is None]
+        at_once = self.run.services.finishers()
+        if not waiting or not at_once:
+            return
+        if waiting[1:]:
+            self.run.progress.note(f"fine-tuning {len(waiting)} networks, {min(at_once, len(waiting))} at once")
+        self.run.services.close_rollouts()      # their CPUs are for the trainings now
+        pending: dict[ray.ObjectRef, Tokens] = {}
+        try:
+            while waiting or pending:
+                self.run.stop.check()
+                while waiting and len(pending) < at_once:
+                    row = waiting.pop(0)
+                    pending[self.run.services.finish(row)] = row
+                for reference in ray.wait(list(pending), timeout=POLL_S)[0]:
+                    self._save(pending.pop(reference), reference)
+        finally:
+            for reference in pending:
+                ray.cancel(reference, force=True)
+
+    def _save(self, tokens_T: Tokens, reference: ray.ObjectRef) -> None:
+        """What diverged would again; one whose process was lost again and again is left to the supernet's actor."""
+        try:
+            save_state(self.run.store, self._name(tokens_T), dict(fetch(reference)))
+        except EvaluationError as error:
+            self._diverged[self._name(tokens_T)] = error
+        except RayError as error:
+            log.warning("fine-tuning of %s failed (%s)", self.run.space.arch_id(tokens_T), last_line(error))
+
+    def _name(self, tokens_T: Tokens) -> str:
+        return f"finetuned-{self.run.store.state()['weights_version']}-{self.run.space.arch_id(tokens_T)}"
 
     def finals(self, tokens_NT: Tokens) -> list[float | None]:
         return [None] * len(tokens_NT)
 
     def trained_weights(self, tokens_T: Tokens) -> Weights:
+        self.train_ahead(tokens_T[None])
+        if self._name(tokens_T) in self._diverged:
+            raise self._diverged[self._name(tokens_T)]
+        finished = intact_state(self.run.store, self._name(tokens_T))
+        if finished is not None:
+            return {name: tensor.numpy() for name, tensor in finished.items()}
         settings, supernet = self.run.config.delivery, self.run.services.supernet()
         weights: Weights = self.run.wait(supernet.fine_tune.remote(
             tokens_T, settings.fine_tune_epochs, settings.fine_tune_learning_rate,
@@ -86,6 +138,9 @@ class SupernetClusterBench(ClusterBench):
 
 class ScratchClusterBench(ClusterBench):
     """Retrains from scratch, all finalists at once."""
+
+    def train_ahead(self, tokens_NT: Tokens) -> None:
+        """`finals` has."""
 
     def __init__(self, run: RunContext) -> None:
         super().__init__(run)
@@ -123,6 +178,9 @@ class LocalBench:
                     raise TargetError(f"this machine has {target.identity()}, not the run's target {label}, "
                                       f"{state['target']}; generate on the machine that the run measured")
 
+    def train_ahead(self, tokens_NT: Tokens) -> None:
+        """This process trains one network after the other."""
+
     def latencies_ms(self, target: str, tokens_NT: Tokens) -> list[float | None]:
         return [self._latency_ms(target, row) for row in tokens_NT]
 
@@ -157,7 +215,7 @@ class SupernetLocalBench(LocalBench):
     def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
                  store: RunStore, labels: Sequence[str]) -> None:
         super().__init__(config, space, splits, preprocessing, store, labels)
-        torch.set_num_threads(1 if config.supernet.cpus == "auto" else config.supernet.cpus)  # as in a training worker
+        torch.set_num_threads(single_threads(config))   # as in the search
         calibration = calibration_images(splits.train, config.search.calibration_images, config.seed)
         self._evaluator = SupernetEvaluator(space, preprocessing.prepare(splits.val),
                                             preprocessing.prepare(calibration))
@@ -172,8 +230,7 @@ class SupernetLocalBench(LocalBench):
 
     def trained_weights(self, tokens_T: Tokens) -> Weights:
         settings, delivery = supernet_settings(self.config, []), self.config.delivery
-        batches = Batches(self.splits.train, self.preprocessing, settings.augmentation,
-                          min(settings.batch_size, len(self.splits.train)), settings.seed)
+        batches = whole_batches(self.splits.train, self.preprocessing, settings)
         return fine_tuned_weights(self._evaluator.network(tokens_T), batches, delivery.fine_tune_epochs,
                                   delivery.fine_tune_learning_rate, settings.calibration_images)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import shutil
 
+import numpy as np
+
 from orchestrator.comparison.bench import FixedBench
 from orchestrator.comparison.compared import FOLDER, Compared, Comparison
 from orchestrator.comparison.fixed import FixedNetworks
@@ -29,7 +31,8 @@ def compare(run: RunContext) -> None:
     made = [(goal, _handover(run, bench, goal), _candidates(fixed, comparison, goal)) for goal in goals]
     first = {candidate.arch_id: candidate.tokens for goal, handover, candidates in made
              for candidate in handover.unmade(goal.budgets_ms, candidates)}
-    bench.train(list(first.values()))
+    if first:
+        bench.train_ahead(np.stack(list(first.values())))
     run.progress.stage("compare: files", total=sum(len(goal.budgets_ms) for goal in goals), done=0)
     for goal, handover, candidates in made:
         for model in handover.deliver(goal.budgets_ms, candidates):

@@ -40,6 +40,7 @@ class Bench:
                  final: Mapping[str, float] | None = None) -> None:
         self.before, self.after, self.diverged, self.final = before, after, diverged, final or {}
         self.trained: list[str] = []
+        self.ahead: list[str] = []
 
     def latencies_ms(self, target: str, tokens_NT: Tokens) -> list[float | None]:
         return [self.before.get(SPACE.arch_id(row)) for row in tokens_NT]
@@ -52,6 +53,9 @@ class Bench:
 
     def training(self) -> dict[str, Any]:
         return {"fine_tune_epochs": 1}
+
+    def train_ahead(self, tokens_NT: Tokens) -> None:
+        self.ahead += [SPACE.arch_id(row) for row in tokens_NT]
 
     def trained_weights(self, tokens_T: Tokens) -> dict[str, NDArray[np.float32]]:
         arch_id = SPACE.arch_id(tokens_T)
@@ -148,6 +152,7 @@ def test_larger_budgets_never_get_worse_models_and_models_are_made_once(tmp_path
     again = list(handover(bench, tmp_path).deliver([1.5, 2.5, 4.5], found))
     assert again == made
     assert len(bench.trained) == len(set(bench.trained)) == 3
+    assert bench.ahead == [SPACE.arch_id(row) for row in (ROWS[3], ROWS[0], ROWS[1])], "first choices, together"
 
 
 def test_finalists_are_each_budgets_best_ranked_by_their_final_weights(tmp_path: Path) -> None:
