@@ -345,7 +345,7 @@ def test_learning_in_the_driver_needs_no_ray_and_prints_nothing() -> None:
 
 # --- learners on other processes -------------------------------------------------------------------------------------
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_learners_equal_one_and_survive_the_death_of_either(ray_local: None) -> None:
     import ray
 

@@ -196,7 +196,7 @@ def test_a_search_in_a_table_retrains_what_it_hands_over(tmp_path: Path) -> None
     assert entry.feasible and len(list((run / "checkpoints").glob("retrained-*.json"))) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_proxy_training_killed_and_resumed_has_every_trial_once(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(PROXY)
     run, options = tmp_path / "proxy", ("--runs", str(tmp_path))

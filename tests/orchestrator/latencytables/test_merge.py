@@ -167,7 +167,7 @@ def published(tmp_path: Path) -> Callable[[str], str]:
                            f"token_columns: [{', '.join(columns)}]}}")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_measure_and_merge_as_a_user_types_them(tmp_path: Path) -> None:
     target = published(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY.replace("mobilenetv3-s16", "nasbench201"))
