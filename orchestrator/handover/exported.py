@@ -6,9 +6,10 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from actors.data import Images, Preprocessing
+from actors.data import LabelledImages, PreparedInChunks, Preprocessing, chunks_of
 from searchspaces.errors import EvaluationError
 
+CHUNK_MB = 256.0         # of images as the network sees them
 PARITY_TOLERANCE = 1e-3  # of the largest logit; float32 kernels that differ only in summation order stay below
 
 
@@ -38,11 +39,11 @@ def check_parity(network: torch.nn.Module, model: bytes, images: NDArray[np.floa
     return difference
 
 
-def file_accuracy(model: bytes, images: Images, preprocessing: Preprocessing, chunk: int = 1000) -> float:
-    """Share of images that the exported file itself classifies correctly."""
+def file_accuracy(model: bytes, images: LabelledImages, preprocessing: Preprocessing, chunk: int = 1000) -> float:
+    """Share of images that the exported file itself classifies correctly, at most `chunk` of them in memory."""
     session = _session(model)
-    hits = 0
-    for start in range(0, len(images), chunk):
-        logits = _logits(session, preprocessing.numpy(images.images[start:start + chunk]))
-        hits += int((logits.argmax(1) == images.labels[start:start + chunk]).sum())
+    chunk = max(1, min(chunk, int(CHUNK_MB / preprocessing.input_mb(1))))
+    inputs = PreparedInChunks(images, preprocessing).chunks(chunk)
+    hits = sum(int((_logits(session, some.numpy()).argmax(1) == images.labels[rows]).sum())
+               for some, rows in zip(inputs, chunks_of(len(images), chunk), strict=True))
     return hits / len(images)

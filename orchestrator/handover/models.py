@@ -210,7 +210,7 @@ class HandOver:
                     "preprocessing": json.dumps(preprocessing.to_dict())}
         models = {batch: to_onnx(graph, dict(weights), batch, metadata=metadata).SerializeToString()
                   for batch in self.batches.values()}   # by batch: a free dimension would be slower than what was timed
-        images = preprocessing.numpy(self.splits.val.images[:PARITY_IMAGES])
+        images = preprocessing.numpy(self.splits.val.read(np.arange(min(PARITY_IMAGES, len(self.splits.val)))))
         parity = max(check_parity(network, model, images) for model in models.values())
         samples = {label: self.bench.time_file(label, models[batch]) for label, batch in self.batches.items()}
         first = models[self.batches[self.goal.targets[0]]]

@@ -153,7 +153,7 @@ class Search:
         store.update_state(stage=Stage.MEASURE.value)
 
     def _run(self, store: RunStore, watch: Watch, until: Stage) -> list[Delivered]:
-        preprocessing = preprocessing_for(self.config, self._splits.train, input_shape(self._space)[1])
+        preprocessing = preprocessing_for(self.config, self._splits.train, input_shape(self._space)[1], store)
         store.update_state(dataset=self._splits.name, classes=list(self._splits.classes),
                            channels=self._splits.channels)
         notes = announcements(self.config)

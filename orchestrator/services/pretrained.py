@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import torch
 
-from actors.data import Images, Preprocessing
+from actors.data import LabelledImages, Preprocessing
 from orchestrator.config import Config
+from orchestrator.record.store import RunStore
 from searchspaces.efficientnet_lite.pretrained import MEAN, STD, load_pretrained, weights_file
 from searchspaces.elite.supernet import EliteSupernet
 from searchspaces.errors import ConfigError
 from searchspaces.space import SearchSpace
 from searchspaces.supernet import Supernet
+
+PIXELS = "pixels"   # mean and standard deviation of the training images, in a run's state
 
 
 def check_start(config: Config, space: SearchSpace) -> None:
@@ -37,9 +40,17 @@ def started(start: str, seed: int, space: SearchSpace) -> Supernet:
     return supernet
 
 
-def preprocessing_for(config: Config, train: Images, resolution: int) -> Preprocessing:
-    """How images become the input of this run's networks."""
+def preprocessing_for(config: Config, train: LabelledImages, resolution: int,
+                      store: RunStore | None = None) -> Preprocessing:
+    """How images become the input of this run's networks. Where all images must be read to tell, the run's `store`
+    keeps what came out."""
     if config.supernet.start is None:
-        return Preprocessing.fit(train, resolution)
-    channels = int(train.images.shape[3])
+        known = store.state().get(PIXELS) if store is not None and train.memory_mb else None
+        if known is not None:
+            return Preprocessing(tuple(known["mean"]), tuple(known["std"]), resolution, train.shape[2])
+        fitted = Preprocessing.fit(train, resolution)
+        if store is not None and train.memory_mb:
+            store.update_state(**{PIXELS: {"mean": list(fitted.mean), "std": list(fitted.std)}})
+        return fitted
+    channels = int(train.shape[2])
     return Preprocessing((MEAN,) * channels, (STD,) * channels, resolution, channels)
