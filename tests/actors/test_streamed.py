@@ -4,8 +4,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
 import torch
 
 from actors.data import Augmentation, Batches, Preprocessing, Splits, chunks_of
@@ -22,10 +22,10 @@ from actors.evaluator import share_correct, tensor_of
 from actors.loading import Crew, ahead, crew
 from actors.rollout.trainer import ArchitectureTrainer, ProxySettings
 from actors.streamed import StreamedImages
+from actors.supernet.actor import SupernetActor, SupernetService, SupernetSettings
 from orchestrator.data.datasets import DataSettings, load_dataset
 from searchspaces.catalogue import make_space
 from searchspaces.errors import DataError
-from tests.leftovers import mark
 from tests.orchestrator.data.test_datasets import encoded, make_folder, pictures, write_parquet
 
 COUNT, TINY_MB = 60, 0.001
@@ -175,24 +175,36 @@ def test_processes_fit_into_memory_and_cpus() -> None:
     assert [rows.tolist() for rows in chunks_of(5, 2)] == [[0, 1], [2, 3], [4]]
 
 
-KILLED = """
-import os, sys, time, torch
-from actors.loading import ahead
-torch.set_num_threads(3)
-items = ahead(abs, list(range(1000)), 1.0, 1000.0)
-next(items)
-print("ready", flush=True)
-time.sleep(600)
-"""
-
-
 @pytest.mark.slow
-def test_processes_end_with_a_killed_training(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True,
-                          env=os.environ | mark()) as process:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        helpers = psutil.Process(process.pid).children(recursive=True)
-        assert len(helpers) >= 3    # the fork server and two that it forked
+def test_an_actor_trains_on_streamed_images_and_its_processes_end_with_it(tmp_path: Path, ray_local: None,
+                                                                          two_threads: None) -> None:
+    memory, streamed = both("folder", tmp_path)
+    space = make_space("nasbench201", classes=2, channels=3, options={"width": 4, "cells": 1, "resolution": 8})
+    preprocessing = Preprocessing.fit(memory.train, 8)
+    settings = SupernetSettings(epochs=2, batch_size=4, augmentation=Augmentation(1), num_cpus=2)
+    alone = SupernetActor(space, memory.train, preprocessing, settings, str(tmp_path / "alone"))
+    service = SupernetService(space, streamed.train, preprocessing, settings, tmp_path / "ray")
+    try:
+        alone.train_epoch()
+        alone.train_epoch()
+        process = psutil.Process(ray.get(service.actor.train_epoch.remote(), timeout=120)["pid"])
+        second = service.actor.train_epoch.remote()
+        when_ready = time.monotonic() + 60
+        while not (working := [child for child in process.children(recursive=True) if _decodes(child)]):
+            assert time.monotonic() < when_ready
         process.kill()
-    gone, alive = psutil.wait_procs(helpers, timeout=60)
-    assert not alive
+        assert not psutil.wait_procs(working, timeout=60)[1]
+        assert ray.get(second, timeout=120)["epoch"] == 2       # by the actor's next life
+        _, weights = ray.get(service.actor.weights.remote(), timeout=60)
+    finally:
+        service.close()
+    for name, array in alone.weights()[1].items():
+        np.testing.assert_array_equal(array, weights[name])
+
+
+def _decodes(process: psutil.Process) -> bool:
+    """A child of the fork server."""
+    try:
+        return "forkserver" in " ".join(process.parent().cmdline())     # type: ignore[union-attr]
+    except psutil.Error:
+        return False
