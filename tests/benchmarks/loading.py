@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from PIL import Image
 
 from actors.data import Augmentation, Batches, Preprocessing
 from actors.loading import crew
+from actors.streamed import StreamedImages
 from actors.supernet.training import SupernetSettings, Trainer
 from orchestrator.data.datasets import DataSettings, load_dataset
 from searchspaces.catalogue import make_space
@@ -83,14 +85,14 @@ class Memory:
 
     @property
     def peak_mb(self) -> float:
-        return max(self._peak, self._now_mb())
+        return max(self._peak, self.now_mb())
 
     def _watch(self) -> None:
         while True:
-            self._peak = max(self._peak, self._now_mb())
+            self._peak = max(self._peak, self.now_mb())
             time.sleep(0.2)
 
-    def _now_mb(self) -> float:
+    def now_mb(self) -> float:
         total = 0
         for process in (self._process, *self._process.children(recursive=True)):
             try:
@@ -129,8 +131,9 @@ def main() -> None:
 
     memory, start = Memory(), time.perf_counter()
     # One byte of memory, so that it is streamed however small it is; then as the configuration would say.
-    train = load_dataset(DataSettings(name=options.kind, train=path, memory_mb=1e-6)).train
-    object.__setattr__(train, "memory_mb", options.memory_mb)
+    found = load_dataset(DataSettings(name=options.kind, train=path, memory_mb=1e-6)).train
+    assert isinstance(found, StreamedImages)
+    train = replace(found, memory_mb=options.memory_mb)
     print(f"{options.images} images found, their headers read: {time.perf_counter() - start:.1f} s, "
           f"{memory.peak_mb:.0f} MB")
     preprocessing = Preprocessing((0.5,) * 3, (0.25,) * 3, options.resolution, 3)
@@ -148,7 +151,7 @@ def main() -> None:
             yield number
 
     alone = rate(trained(batch for _ in steps), options.batch)
-    beside = memory._now_mb()
+    beside = memory.now_mb()
     memory.reset()
     loading = rate((0 for _ in batches.of([(1, step) for step in range(min(batches.steps, 4 * options.steps))])),
                    options.batch)
