@@ -1,15 +1,21 @@
 """Images on their way into a network: splits, preprocessing, augmented batches.
 
+Images are in memory (`Images`), or read from a disk when they are needed (`actors.streamed.StreamedImages`); what
+becomes of them is the same, bit for bit.
+
 Legend: N images, B images of a batch, H, W, C height, width, channels. Raw images are uint8[N, H, W, C]; what a network
 sees is float32[N, C, R, R] at the space's resolution R. Arrays may be mapped read-only from Ray's object store, where
 every reader of a node shares one copy: nothing here writes into its arguments.
 """
 from __future__ import annotations
 
+import functools
 import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,22 +23,63 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from actors.loading import ahead
 from searchspaces.errors import DataError
 from searchspaces.training.training import parts_of_rank
 
+PREPARED_MB = 1536.0    # of float images that are held to evaluate on; more are prepared again every time
+READ_AT_ONCE = 256      # images, where there is no batch size to follow
 
-@dataclass(frozen=True)
-class Images:
-    """Raw labelled images: uint8[N, H, W, C] with C = 1 or 3, labels int64[N]."""
 
-    images: NDArray[np.uint8]
+class LabelledImages(ABC):
+    """Raw labelled images: labels int64[N] in memory, pixels uint8[N, H, W, C] with C = 1 or 3 wherever they are.
+
+    Immutable and pickled; may be read by several threads and processes. `memory_mb` bounds what is read ahead: 0 where
+    everything is in memory.
+    """
+
     labels: NDArray[np.int64]
+    memory_mb: float
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C)"""
+
+    @abstractmethod
+    def take(self, rows: NDArray[np.int64]) -> Self: ...
+
+    @abstractmethod
+    def read(self, rows: NDArray[np.int64] | None = None, only: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """uint8[len(rows), H, W, C], of all images without `rows`. Where `only` is given, the caller uses these places
+        of the result and no others, whose pixels may be anything. DataError for an image that cannot be read."""
+
+    @property
+    def raw_mb(self) -> float:
+        """Of all pixels."""
+        return len(self) * float(np.prod(self.shape)) / 1e6
+
+
+@dataclass(frozen=True)
+class Images(LabelledImages):
+    """In memory."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    memory_mb = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.images.shape[1:]
+
     def take(self, rows: NDArray[np.int64]) -> Images:
         return Images(self.images[rows], self.labels[rows])
+
+    def read(self, rows: NDArray[np.int64] | None = None, only: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        return self.images if rows is None else self.images[rows]
 
 
 @dataclass(frozen=True)
@@ -40,15 +87,15 @@ class Splits:
     """`train` trains weights, `val` (taken from the training data) is what the search chooses by, `test` is what it
     reports and never sees. `classes` are the names of labels 0..K-1."""
 
-    train: Images
-    val: Images
-    test: Images
+    train: LabelledImages
+    val: LabelledImages
+    test: LabelledImages
     classes: tuple[str, ...]
     name: str
 
     @property
     def channels(self) -> int:
-        return int(self.train.images.shape[3])
+        return int(self.train.shape[2])
 
 
 @dataclass(frozen=True)
@@ -78,14 +125,17 @@ class Preprocessing:
     scale: float = 1 / 255
 
     @staticmethod
-    def fit(train: Images, resolution: int) -> Preprocessing:
+    def fit(train: LabelledImages, resolution: int) -> Preprocessing:
         """Mean and standard deviation per channel over the training images, in units of the scaled image."""
-        channels = train.images.shape[3]
+        channels = train.shape[2]
         # A histogram of the 256 levels is exact and needs no float copy of the data set.
         levels = np.arange(256) / 255
+        rows = chunks_of(len(train), READ_AT_ONCE)
+        counts = sum(ahead(functools.partial(_histogram, train), rows, _mb(READ_AT_ONCE, *train.shape),
+                           train.memory_mb), start=np.zeros((channels, 256), dtype=np.int64))
         mean, std = [], []
         for channel in range(channels):
-            share = np.bincount(train.images[..., channel].ravel(), minlength=256) / train.images[..., channel].size
+            share = counts[channel] / counts[channel].sum()
             mean.append(float(share @ levels))
             std.append(float(np.sqrt(share @ (levels - mean[-1]) ** 2)) or 1.0)  # a constant channel stays finite
         return Preprocessing(tuple(mean), tuple(std), resolution, int(channels))
@@ -101,18 +151,29 @@ class Preprocessing:
             x = functional.interpolate(x, size=(self.resolution, self.resolution), mode="bilinear",
                                        align_corners=False, antialias=max(x.shape[2:]) > self.resolution)
         mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
-        return (x - mean) / std
+        return x.sub_(mean).div_(std)
 
     def numpy(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The same numbers for ONNX Runtime."""
         return self.tensor(images).numpy()
 
-    def prepare(self, images: Images, chunk: int = 1000) -> Prepared:
+    def prepare(self, images: LabelledImages, chunk: int = 1000) -> Prepared:
         """A whole split, `chunk` images at a time."""
         out = np.empty((len(images), self.channels, self.resolution, self.resolution), dtype=np.float32)
-        for start in range(0, len(images), chunk):
-            out[start:start + chunk] = self.numpy(images.images[start:start + chunk])
+        for rows in chunks_of(len(images), chunk):
+            out[rows] = self.numpy(images.read(rows))
         return Prepared(out, np.asarray(images.labels))
+
+    def inputs(self, images: LabelledImages, at_most_mb: float = PREPARED_MB) -> Inputs:
+        """A whole split to evaluate on, prepared if that takes no more than so much memory."""
+        if self.input_mb(len(images)) <= at_most_mb:
+            return self.prepare(images)
+        held = Images(images.read(), images.labels) if images.raw_mb <= images.memory_mb else images
+        return PreparedInChunks(held, self)
+
+    def input_mb(self, count: int) -> float:
+        """Of so many images as a network sees them."""
+        return 4 * _mb(count, self.resolution, self.resolution, self.channels)
 
     def to_dict(self) -> dict[str, Any]:
         """For the JSON sidecar of a model."""
@@ -122,6 +183,29 @@ class Preprocessing:
     def from_dict(fields: dict[str, Any]) -> Preprocessing:
         return Preprocessing(tuple(fields["mean"]), tuple(fields["std"]), int(fields["resolution"]),
                              int(fields["channels"]), float(fields["scale"]))
+
+
+@dataclass(frozen=True)
+class PreparedInChunks:
+    """Images that are prepared a few at a time, whenever they are asked for: the numbers of `Preprocessing.prepare`."""
+
+    raw: LabelledImages
+    preprocessing: Preprocessing
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.raw.labels
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """float32[size, C, R, R], the last one smaller."""
+        item_mb = self.preprocessing.input_mb(size) + _mb(size, *self.raw.shape)
+        return ahead(self._chunk, chunks_of(len(self.raw), size), item_mb, self.raw.memory_mb)
+
+    def _chunk(self, rows: NDArray[np.int64]) -> Tensor:
+        return self.preprocessing.tensor(self.raw.read(rows))
+
+
+Inputs = Prepared | PreparedInChunks
 
 
 @dataclass(frozen=True)
@@ -214,7 +298,7 @@ class Batches:
     batch of an epoch is left out (batch norm), except where it is the only one.
     """
 
-    data: Images
+    data: LabelledImages
     preprocessing: Preprocessing
     augmentation: Augmentation
     batch: int
@@ -242,7 +326,8 @@ class Batches:
         rows = order[step * self.batch:(step + 1) * self.batch]
         mine = self.rows_here(len(rows))
         rng = np.random.default_rng([self.seed, epoch, step])
-        images = self.augmentation(self.data.images[rows], rng)
+        needed = None if self.augmentation.mixes else mine    # what is mixed may come from another rank's part
+        images = self.augmentation(self.data.read(rows, only=needed), rng)
         labels: NDArray[Any] = self.data.labels[rows]
         if self.augmentation.mixes:
             images, labels = self.augmentation.mixed(images, np.eye(self._classes, dtype=np.float32)[labels], rng)
@@ -258,8 +343,51 @@ class Batches:
         parts = np.array_split(np.arange(count), max(self.parts, self.ranks))
         return np.concatenate([parts[number] for number in parts_of_rank(len(parts), self.rank, self.ranks)])
 
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All steps of an epoch, read ahead where the images are not in memory."""
+        return self.of([(epoch, step) for step in range(self.steps)])
 
-def calibration_images(train: Images, count: int, seed: int) -> Images:
+    def of(self, steps: Sequence[tuple[int, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """`get(epoch, step)` of each, read ahead where the images are not in memory."""
+        item_mb = self.preprocessing.input_mb(self.batch) / self.ranks + _mb(self.batch, *self.data.shape)
+        return ahead(_Step(self), steps, item_mb, self.data.memory_mb)
+
+
+class _Step:
+    """`Batches.get` that draws the permutation of an epoch once."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    def __call__(self, at: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, step = at
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, self._batches.order(epoch)
+        return self._batches.get(epoch, step, self._order[1])
+
+
+def chunks_of(count: int, size: int) -> list[NDArray[np.int64]]:
+    """0..count-1 in chunks of `size`, the last one smaller."""
+    return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def even_rows(count: int, size: int) -> list[NDArray[np.int64]]:
+    """0..count-1 in chunks of about `size`, none of them tiny."""
+    return np.array_split(np.arange(count), max(1, round(count / size)))
+
+
+def _histogram(images: LabelledImages, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[C, 256]: how often each level occurs."""
+    pixels = images.read(rows)
+    return np.stack([np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(pixels.shape[3])])
+
+
+def _mb(*factors: int) -> float:
+    return float(np.prod(factors, dtype=np.float64)) / 1e6
+
+
+def calibration_images(train: LabelledImages, count: int, seed: int) -> LabelledImages:
     """The training images on which batch-norm statistics are re-estimated (specification searchspaces 2.4)."""
     rows = np.random.default_rng([seed, len(train)]).permutation(len(train))[:count]
     return train.take(np.sort(rows))

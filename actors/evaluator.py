@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from actors.data import Prepared, mapped
+from actors.data import Inputs, Prepared, PreparedInChunks, mapped
 from actors.devices import Device, device_of, training_device
 from searchspaces.errors import EvaluationError, ParetorayError
 from searchspaces.network import input_of, recalibrate_batch_norm
@@ -133,7 +134,7 @@ class SupernetEvaluator(Evaluator):
 
     source = "supernet"
 
-    def __init__(self, space: SearchSpace, validation: Prepared, calibration: Prepared, *,
+    def __init__(self, space: SearchSpace, validation: Inputs, calibration: Prepared, *,
                  calibration_batch: int = 100, batch: int | None = None, device: Device = "auto") -> None:
         """`device` auto: the GPU where this process has been given one; both sets of images are kept there."""
         self.space = space
@@ -141,7 +142,7 @@ class SupernetEvaluator(Evaluator):
         # The skeleton; built once, refilled by every version.
         self._supernet: Supernet = space.make_supernet().to(self._device)
         self._supernet.eval()
-        self._images = mapped(validation.images).to(self._device)
+        self._images = tensor_of(validation, self._device)
         self._labels = mapped(validation.labels).to(self._device)
         self._calibration = even_chunks(mapped(calibration.images).to(self._device), calibration_batch)
         self._batch = batch or (EVALUATION_BATCH if self._device.type == "cpu" else GPU_BATCH)
@@ -154,9 +155,9 @@ class SupernetEvaluator(Evaluator):
     def accuracy(self, tokens_T: Tokens) -> float:
         return share_correct(self.network(tokens_T), self._images, self._labels, self._batch)
 
-    def test_accuracy(self, tokens_T: Tokens, test: Prepared) -> float:
+    def test_accuracy(self, tokens_T: Tokens, test: Inputs) -> float:
         """For the report of what is handed over. Nothing that searches may call this."""
-        return share_correct(self.network(tokens_T), mapped(test.images), mapped(test.labels), self._batch)
+        return share_correct(self.network(tokens_T), tensor_of(test), mapped(test.labels), self._batch)
 
     def network(self, tokens_T: Tokens) -> nn.Module:
         """The stand-alone network with its own batch-norm statistics, in evaluation mode."""
@@ -166,13 +167,20 @@ class SupernetEvaluator(Evaluator):
         return network
 
 
-def share_correct(network: nn.Module, images: Tensor, labels: Tensor, batch: int = EVALUATION_BATCH) -> float:
+def tensor_of(images: Inputs, device: torch.device | None = None) -> Tensor | PreparedInChunks:
+    """What `share_correct` takes: all images, on the device; or what prepares them a few at a time."""
+    return images if isinstance(images, PreparedInChunks) else mapped(images.images).to(device)
+
+
+def share_correct(network: nn.Module, images: Tensor | PreparedInChunks, labels: Tensor,
+                  batch: int = EVALUATION_BATCH) -> float:
     """Share of images whose largest logit is the label's. Logits that are not finite are an error, not chance."""
     hits = 0
     device = device_of(network)
+    chunks = images.split(batch) if isinstance(images, Tensor) else images.chunks(batch)
     with torch.inference_mode():
-        for start in range(0, len(labels), batch):
-            chunk = input_of(network, images[start:start + batch].to(device))
+        for start, chunk in zip(range(0, len(labels), batch), chunks, strict=True):
+            chunk = input_of(network, chunk.to(device))
             logits = network(chunk.contiguous(memory_format=torch.channels_last))
             if not bool(torch.isfinite(logits).all()):
                 raise EvaluationError("the network's outputs are not finite; its weights have diverged, lower the "
@@ -192,14 +200,18 @@ class SupernetEvaluatorFactory:
     """Builds the evaluator inside a rollout worker. References are resolved there: one copy of the data per node."""
 
     space: SearchSpace
-    validation: Prepared | ray.ObjectRef
+    validation: Inputs | ray.ObjectRef
     calibration: Prepared | ray.ObjectRef
     calibration_batch: int = 100
     batch: int | None = None
     device: Device = "auto"
 
     def __call__(self) -> SupernetEvaluator:
-        validation, calibration = (ray.get(data, timeout=300) if isinstance(data, ray.ObjectRef) else data
-                                   for data in (self.validation, self.calibration))
+        validation: Inputs = _fetched(self.validation)
+        calibration: Prepared = _fetched(self.calibration)
         return SupernetEvaluator(self.space, validation, calibration, calibration_batch=self.calibration_batch,
                                  batch=self.batch, device=self.device)
+
+
+def _fetched(data: Any) -> Any:
+    return ray.get(data, timeout=300) if isinstance(data, ray.ObjectRef) else data

@@ -53,7 +53,7 @@ class Seen:
 
     @property
     def side(self) -> int:
-        return int(self.sample.train.images.shape[1])
+        return int(self.sample.train.shape[0])
 
     @property
     def photographs(self) -> bool:
@@ -89,8 +89,8 @@ def look_at_data(path: Path) -> Seen:
             if "set data.size" in str(error) or "set data.channels" in str(error):
                 continue
             raise
-        if sample.train.images.shape[1] != sample.train.images.shape[2]:
-            settings = settings.model_copy(update={"size": min(224, max(sample.train.images.shape[1:3]))})
+        if sample.train.shape[0] != sample.train.shape[1]:
+            settings = settings.model_copy(update={"size": min(224, max(sample.train.shape[:2]))})
             sample = load_dataset(settings.model_copy(update={"limit": LOOKED_AT}))
         return Seen(settings, images, sample, notes)
     raise DataError(f"the images of {train} have different sizes and colours that no setting brings together; convert "

@@ -20,7 +20,7 @@ MARK = "PARETORAY_TEST_RUN"     # in the environment of all processes of a run
 PATIENCE_S = 30.0               # Ray's processes end a little later than their driver
 # Ray's logs; locks, which are made to stay; torch's cache; onnxruntime's number; what multiprocessing removes at exit
 EXPECTED = ("ray", "paretoray-*.lock", "torchinductor_*", ".ses", "pymp-*")
-TRACKER = "multiprocessing.resource_tracker"    # a helper of this process, which ends with it
+HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")    # of this process, which end with it
 FOLDER, LEFT = pytest.StashKey[Path](), pytest.StashKey[list[str]]()
 
 
@@ -76,7 +76,7 @@ def _processes() -> list[psutil.Process]:
             found.add(process)
             with suppress(psutil.Error):
                 found |= set(process.children(recursive=True))
-    found = {process for process in found if TRACKER not in _command(process)}
+    found = {process for process in found if not any(helper in _command(process) for helper in HELPERS)}
     return [process for process in psutil.wait_procs(found, timeout=PATIENCE_S)[1] if not is_zombie(process)]
 
 

@@ -27,9 +27,9 @@ import torch
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
-from actors.data import Augmentation, Batches, Images, Prepared, Preprocessing, mapped
+from actors.data import Augmentation, Batches, Inputs, LabelledImages, Preprocessing, mapped
 from actors.devices import Device, training_device
-from actors.evaluator import Evaluator, Weights, share_correct
+from actors.evaluator import Evaluator, Weights, share_correct, tensor_of
 from actors.knowledge.link import KnowledgeLink
 from actors.knowledge.pool import KnowledgePool
 from actors.supernet.checkpoints import read_newest, remove_checkpoints, write_checkpoint
@@ -87,8 +87,8 @@ class Trained:
 class ArchitectureTrainer:
     """Trains architectures of `space`, one at a time, resuming what `folder` holds. One per process."""
 
-    def __init__(self, space: SearchSpace, train: Images, preprocessing: Preprocessing, settings: ProxySettings,
-                 folder: Path, knowledge: KnowledgeLink | None = None) -> None:
+    def __init__(self, space: SearchSpace, train: LabelledImages, preprocessing: Preprocessing,
+                 settings: ProxySettings, folder: Path, knowledge: KnowledgeLink | None = None) -> None:
         self.space, self.settings, self.knowledge = space, settings, knowledge
         batch = min(settings.batch_size, len(train))
         self._batches = Batches(train, preprocessing, settings.augmentation, batch, settings.seed)
@@ -162,9 +162,9 @@ class ProxyEvaluator(Evaluator):
 
     source = "proxy"
 
-    def __init__(self, trainer: ArchitectureTrainer, validation: Prepared) -> None:
+    def __init__(self, trainer: ArchitectureTrainer, validation: Inputs) -> None:
         self._trainer = trainer
-        self._images, self._labels = mapped(validation.images), mapped(validation.labels)
+        self._images, self._labels = tensor_of(validation), mapped(validation.labels)
 
     def set_weights(self, version: int, weights: Weights) -> None:
         self.weights_version = version
@@ -215,16 +215,16 @@ class ProxyEvaluatorFactory:
     """
 
     space: SearchSpace
-    train: Images | ray.ObjectRef
+    train: LabelledImages | ray.ObjectRef
     preprocessing: Preprocessing
-    validation: Prepared | ray.ObjectRef
+    validation: Inputs | ray.ObjectRef
     settings: ProxySettings
     folder: str
     knowledge: KnowledgePool | ActorHandle | None = None
 
     def __call__(self) -> ProxyEvaluator:
-        train: Images = _fetched(self.train)
-        validation: Prepared = _fetched(self.validation)
+        train: LabelledImages = _fetched(self.train)
+        validation: Inputs = _fetched(self.validation)
         link = None if self.knowledge is None else KnowledgeLink(self.knowledge)
         trainer = ArchitectureTrainer(self.space, train, self.preprocessing, self.settings, Path(self.folder), link)
         return ProxyEvaluator(trainer, validation)
@@ -234,7 +234,7 @@ def _fetched(data: Any) -> Any:
     return ray.get(data, timeout=FETCH_TIME_OUT_S) if isinstance(data, ray.ObjectRef) else data
 
 
-def retrained_weights(space: SearchSpace, tokens_T: Tokens, train: Images, preprocessing: Preprocessing,
+def retrained_weights(space: SearchSpace, tokens_T: Tokens, train: LabelledImages, preprocessing: Preprocessing,
                       settings: ProxySettings, folder: str, threads: int = 1) -> dict[str, NDArray[np.generic]]:
     """State dict of one architecture trained from scratch, batch-norm statistics re-estimated: what is handed over.
 

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from ray.exceptions import ActorDiedError, RayError
 
-from actors.data import Batches, Images, Preprocessing, calibration_images
+from actors.data import Batches, LabelledImages, Preprocessing, calibration_images
 from actors.evaluator import share_correct
 from actors.remote import fetch, last_line
 from actors.supernet.checkpoints import read_newest, write_checkpoint
@@ -52,12 +52,12 @@ PROBE_IMAGES = 512  # training images on which largest and smallest are watched;
 class SupernetActor:
     """See the module docstring. A plain class: Ray wraps it, tests may use it as it is."""
 
-    def __init__(self, space: SearchSpace, train: Images | Sequence[ray.ObjectRef], preprocessing: Preprocessing,
-                 settings: SupernetSettings, checkpoint_dir: str) -> None:
+    def __init__(self, space: SearchSpace, train: LabelledImages | Sequence[ray.ObjectRef],
+                 preprocessing: Preprocessing, settings: SupernetSettings, checkpoint_dir: str) -> None:
         """`train` as a list of one reference is fetched here, in every life of the actor."""
         # Ray derives OMP_NUM_THREADS from num_cpus on some paths only.
         torch.set_num_threads(max(1, int(settings.num_cpus)))
-        images: Images = train if isinstance(train, Images) else ray.get(train[0])
+        images: LabelledImages = train if isinstance(train, LabelledImages) else ray.get(train[0])
         self._space, self._train, self._preprocessing, self._settings = space, images, preprocessing, settings
         self._folder = Path(checkpoint_dir)
         self._damaged: tuple[str, ...] = ()
@@ -231,7 +231,7 @@ class SupernetActor:
         batches = self._batches()
         recalibrate(network, self._train, batches, PROBE_IMAGES)
         probe = calibration_images(self._train, PROBE_IMAGES, batches.seed)
-        return share_correct(network.eval(), self._preprocessing.tensor(probe.images), torch.from_numpy(probe.labels))
+        return share_correct(network.eval(), self._preprocessing.tensor(probe.read()), torch.from_numpy(probe.labels))
 
     def __repr__(self) -> str:
         return f"SupernetActor({self._space.space_id})" if hasattr(self, "_space") else "SupernetActor"
@@ -245,8 +245,9 @@ class SupernetService:
     called while waiting and may raise to stop.
     """
 
-    def __init__(self, space: SearchSpace, train: Images, preprocessing: Preprocessing, settings: SupernetSettings,
-                 checkpoint_dir: str | Path, name: str = NAME, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, space: SearchSpace, train: LabelledImages, preprocessing: Preprocessing,
+                 settings: SupernetSettings, checkpoint_dir: str | Path, name: str = NAME,
+                 check: Callable[[], None] = lambda: None) -> None:
         self._train = ray.put(train)
         self._parts = (space, [self._train], preprocessing, settings, str(Path(checkpoint_dir).absolute()))
         self._name = name

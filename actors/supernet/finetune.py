@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from actors.data import Batches, Images, calibration_images
+from actors.data import Batches, LabelledImages, calibration_images, even_rows
 from actors.devices import device_of
-from actors.evaluator import even_chunks
 from actors.supernet.checkpoints import read_newest, remove_checkpoints, write_checkpoint
 from searchspaces.errors import EvaluationError, StoreError
 from searchspaces.network import input_of, recalibrate_batch_norm
@@ -66,13 +65,13 @@ class NetworkTraining:
     def train_epoch(self) -> float:
         """The next epoch; mean loss over its steps."""
         self.network.train()
-        order, steps = self.batches.order(self.epoch), self.batches.steps
+        steps = self.batches.steps
         losses = []
-        for step in range(steps):
+        for step, batch in enumerate(self.batches.epoch(self.epoch)):
             progress = (self.epoch * steps + step) / (self.recipe.epochs * steps)
             for group in self._optimizer.param_groups:
                 group["lr"] = self.recipe.rate(progress)
-            losses.append(self._step(*self.batches.get(self.epoch, step, order)))
+            losses.append(self._step(*batch))
         self.epoch += 1
         return float(torch.stack(losses).mean())
 
@@ -148,11 +147,12 @@ def _save(training: NetworkTraining, folder: Path) -> None:
         log.warning("%s; a killed training would start again", error)
 
 
-def recalibrate(network: nn.Module, train: Images, batches: Batches, count: int) -> None:
+def recalibrate(network: nn.Module, train: LabelledImages, batches: Batches, count: int) -> None:
     """Batch-norm statistics of `count` training images without augmentation."""
     images = calibration_images(train, count, batches.seed)
-    chunks = even_chunks(batches.preprocessing.tensor(images.images), 100)
-    recalibrate_batch_norm(network, (chunk.to(device_of(network)) for chunk in chunks))
+    chunks = (batches.preprocessing.tensor(images.read(rows)) for rows in even_rows(len(images), 100))
+    recalibrate_batch_norm(network, (chunk.contiguous(memory_format=torch.channels_last).to(device_of(network))
+                                     for chunk in chunks))
 
 
 def arrays(module: nn.Module) -> dict[str, NDArray[np.generic]]:

@@ -11,7 +11,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from actors.data import Augmentation, Batches, Images, Preprocessing
+from actors.data import Augmentation, Batches, LabelledImages, Preprocessing
 from actors.devices import Device, training_device
 from actors.supernet.finetune import fine_tuned_weights
 from searchspaces.graph import Graph
@@ -33,7 +33,7 @@ class TuningSettings:
     device: Device = "auto"
 
 
-def tuned_weights(graph: Graph, start: Mapping[str, NDArray[Any]], train: Images, preprocessing: Preprocessing,
+def tuned_weights(graph: Graph, start: Mapping[str, NDArray[Any]], train: LabelledImages, preprocessing: Preprocessing,
                   settings: TuningSettings, folder: str, threads: int = 1) -> dict[str, NDArray[np.generic]]:
     """State dict of the graph's network, fine-tuned from `start` on images of its own resolution.
 

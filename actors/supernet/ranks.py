@@ -11,7 +11,7 @@ import torch
 from ray.exceptions import RayError
 from torch import Tensor
 
-from actors.data import Images, Preprocessing
+from actors.data import LabelledImages, Preprocessing
 from actors.supernet.training import Ring, SupernetSettings, Trainer
 from searchspaces.space import SearchSpace
 from searchspaces.training.training import Latencies
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 class RankActor:
     """Rank 1, 2, ...: holds a copy of the weights, follows rank 0 epoch by epoch, writes nothing."""
 
-    def __init__(self, space: SearchSpace, train: Images, preprocessing: Preprocessing, settings: SupernetSettings,
-                 name: str) -> None:
+    def __init__(self, space: SearchSpace, train: LabelledImages, preprocessing: Preprocessing,
+                 settings: SupernetSettings, name: str) -> None:
         torch.set_num_threads(max(1, int(settings.num_cpus)))
         self._parts = (space, train, preprocessing, settings)
         self._name = name
@@ -61,7 +61,7 @@ class RankGroup:
     """Rank 0's view of the others, `wanted` ranks with itself. Lost ranks are not replaced one by one: the group ends
     and a new one starts."""
 
-    def __init__(self, space: SearchSpace, train: Images, preprocessing: Preprocessing,
+    def __init__(self, space: SearchSpace, train: LabelledImages, preprocessing: Preprocessing,
                  settings: SupernetSettings, wanted: int) -> None:
         self._settings = settings
         data = ray.put(train)  # one copy per node for all ranks there

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from actors.data import Augmentation, Batches, Images, Preprocessing, stratified
+from actors.data import Augmentation, Batches, LabelledImages, Preprocessing, stratified
 from actors.devices import Device, training_device
 from searchspaces.space import SearchSpace
 from searchspaces.training.sandwich import SandwichSettings
@@ -74,8 +74,8 @@ class Ring:
 class Trainer:
     """Trains in this process. With a ring, on this rank's part of every batch with gradients of the whole batch."""
 
-    def __init__(self, space: SearchSpace, train: Images, preprocessing: Preprocessing, settings: SupernetSettings,
-                 rank: int = 0, ranks: int = 1) -> None:
+    def __init__(self, space: SearchSpace, train: LabelledImages, preprocessing: Preprocessing,
+                 settings: SupernetSettings, rank: int = 0, ranks: int = 1) -> None:
         self.settings = settings
         train, held_out = halves(train, settings.training.held_out_share, settings.seed)
         batch = min(settings.batch_size, len(train))
@@ -120,11 +120,9 @@ class Trainer:
         epoch, start = self.epoch, time.perf_counter()
         self.training.begin_epoch()
         self.training.give(latencies or {})
-        order = self.batches.order(epoch)
         sums = dict.fromkeys(self.training.scalars, 0.0)
-        for step in range(self.batches.steps):
-            batch = self._on_device(self.batches.get(epoch, step, order))
-            scalars = self.training.step(batch, self._held_out_batch(epoch * self.batches.steps + step))
+        for batch, held_out in zip(self.batches.epoch(epoch), self._held_out_batches(epoch), strict=True):
+            scalars = self.training.step(self._on_device(batch), held_out and self._on_device(held_out))
             sums = {name: total + scalars[name] for name, total in sums.items()}
         means = torch.tensor([total / self.batches.steps for total in sums.values()], dtype=torch.float64)
         if self._ring is not None:
@@ -134,11 +132,12 @@ class Trainer:
         images = self.batches.steps * self.batches.batch
         return dict(zip(sums, means.tolist())) | {"images_per_s": images / seconds, "duration_s": seconds}
 
-    def _held_out_batch(self, step: int) -> Batch | None:
-        """Held-out images go round at their own pace."""
+    def _held_out_batches(self, epoch: int) -> Iterable[Batch | None]:
+        """One for each step. Held-out images go round at their own pace."""
+        steps = self.batches.steps
         if self._held_out is None:
-            return None
-        return self._on_device(self._held_out.get(*divmod(step, self._held_out.steps)))
+            return [None] * steps
+        return self._held_out.of([divmod(epoch * steps + step, self._held_out.steps) for step in range(steps)])
 
     def _on_device(self, batch: Batch) -> Batch:
         images, labels = batch
@@ -151,12 +150,12 @@ class Trainer:
             ring.sum_scaled(statistics, len(self.training.schedule.mine) / self.training.schedule.parts)
 
 
-def whole_batches(train: Images, preprocessing: Preprocessing, settings: SupernetSettings) -> Batches:
+def whole_batches(train: LabelledImages, preprocessing: Preprocessing, settings: SupernetSettings) -> Batches:
     """For what one process trains alone, whatever the number of ranks."""
     return Batches(train, preprocessing, settings.augmentation, min(settings.batch_size, len(train)), settings.seed)
 
 
-def halves(train: Images, held_out_share: float, seed: int) -> tuple[Images, Images]:
+def halves(train: LabelledImages, held_out_share: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
     """(images that weights learn from, images held out from them), every class at its share in both."""
     rows = np.arange(len(train))
     if not held_out_share:

@@ -33,7 +33,7 @@ class FixedBench(ClusterBench):
         """Of the network before its training: weights do not change how long it takes."""
         batch = target_state(self.run.store, target)["target"]["batch"]
         graph, run = self.fixed.space.graph(self.fixed.tokens(resolution)), self.run
-        pixels = (as_pixels(run.preprocessing, run.splits.val.images) if run.config.delivery.preprocess_in_model
+        pixels = (as_pixels(run.preprocessing, run.splits.val.shape) if run.config.delivery.preprocess_in_model
                   else None)
         return self.time_file(target, to_onnx(graph, batch=batch, pixels=pixels).SerializeToString()).latency_ms
 

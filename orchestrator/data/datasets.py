@@ -7,15 +7,16 @@ are set aside first. Splits are stratified by class, disjoint, and depend on the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from actors.data import Images, Splits, stratified
-from orchestrator.data.imagefiles import Labelled, Reading, read_folder, read_parquet
+from actors.data import Images, LabelledImages, Splits, stratified
+from actors.streamed import StreamedImages
+from orchestrator.data.imagefiles import Found, Labelled, Reading, find_folder, find_parquet, read
 from orchestrator.data.scattered import scattered
 from orchestrator.settings import MANY, SEEDS, Section
 from searchspaces.errors import ConfigError, DataError
@@ -40,6 +41,9 @@ class DataSettings(Section):
         "number or names of classes; none: from the data"))
     channels: int | None = Field(None, description="1 (grey) or 3 (colour): converts; none: as the images are")
     size: int | None = Field(None, ge=4, le=1024, description="images are resized to size x size while reading")
+    memory_mb: float = Field(2048, gt=0, le=1e9, description=(
+        "decoded images of parquet or folder that take more are not held in memory but decoded while they are needed; "
+        "what is decoded ahead may then take so much in each training process"))
     seed: int = Field(0, ge=0, le=SEEDS, description="seed of the splits; kept apart from the run's seed")
 
     @model_validator(mode="before")
@@ -74,9 +78,9 @@ def load_dataset(settings: DataSettings) -> Splits:
     elif settings.name == "scattered_digits":
         return scattered(_split(settings, _digits(), None, settings.name), settings.seed)
     elif settings.name == "parquet":
-        source, test, name = _files(settings, read_parquet)
+        source, test, name = _files(settings, find_parquet)
     elif settings.name == "folder":
-        source, test, name = _files(settings, read_folder)
+        source, test, name = _files(settings, find_folder)
     else:
         made = _call(settings.name)
         if isinstance(made, Splits):
@@ -92,9 +96,9 @@ def check_dataset(splits: Splits) -> list[str]:
         problems.append("the dataset names no classes; give the names of labels 0, 1, ... in `classes`")
     shapes = set()
     for part in ("train", "val", "test"):
-        images: Images = getattr(splits, part)
+        images: LabelledImages = getattr(splits, part)
         problems += [f"{part}: {problem}" for problem in _array_problems(images, len(splits.classes))]
-        shapes.add(images.images.shape[1:])
+        shapes.add(images.shape)
     if len(shapes) > 1:
         problems.append(f"train, val and test have different image shapes {sorted(map(str, shapes))}; resize them")
     if not problems:
@@ -107,14 +111,15 @@ def check_dataset(splits: Splits) -> list[str]:
     return problems
 
 
-def _array_problems(data: Images, classes: int) -> list[str]:
-    images, labels = data.images, data.labels
+def _array_problems(data: LabelledImages, classes: int) -> list[str]:
+    labels = data.labels
+    images = data.images if isinstance(data, Images) else data.read(np.arange(min(1, len(data))))
     problems = []
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         problems.append(f"images must be uint8 of shape (N, H, W, 1 or 3), got {images.dtype} of shape {images.shape}")
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         problems.append(f"labels must be integers of shape (N,), got {labels.dtype} of shape {labels.shape}")
-    if len(images) != len(labels):
+    if isinstance(data, Images) and len(images) != len(labels):
         problems.append(f"{len(images)} images but {len(labels)} labels")
     if not len(labels):
         problems.append("is empty")
@@ -127,9 +132,14 @@ def _array_problems(data: Images, classes: int) -> list[str]:
 
 def _shared_rows(splits: Splits) -> int:
     """How many whole pictures of the test split are seen by the search. Some repeats are natural in public data (flat
-    or tiny images), so only a share above one in a hundred counts as a mistake."""
-    seen = {image.tobytes() for part in (splits.train, splits.val) for image in part.images}
-    shared = sum(image.tobytes() in seen for image in splits.test.images)
+    or tiny images), so only a share above one in a hundred counts as a mistake. Streamed images are compared as files.
+    """
+    if isinstance(splits.test, StreamedImages):
+        shared = splits.test.shared_with([part for part in (splits.train, splits.val)
+                                          if isinstance(part, StreamedImages)])
+    else:
+        seen = {image.tobytes() for part in (splits.train, splits.val) for image in part.read()}
+        shared = sum(image.tobytes() in seen for image in splits.test.read())
     return shared if shared > len(splits.test) / 100 else 0
 
 
@@ -142,15 +152,14 @@ def _digits() -> Labelled:
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    return Labelled(images, digits.target.astype(np.int64), tuple(str(name) for name in digits.target_names), "digits")
+    return Labelled(Images(images, digits.target.astype(np.int64)), tuple(str(name) for name in digits.target_names),
+                    "digits")
 
 
-def _files(settings: DataSettings, read: Any) -> tuple[Labelled, Labelled | None, str]:
+def _files(settings: DataSettings, find: Callable[..., Found]) -> tuple[Labelled, Labelled | None, str]:
     assert settings.train is not None
     how = Reading(settings.limit, settings.seed, settings.channels, settings.size)
-    train = read(settings.train, how)
-    test = read(settings.test, how, names=train.names) if settings.test else None
-    return train, test, str(settings.train)
+    return *read(find, settings.train, settings.test, how, settings.memory_mb), str(settings.train)
 
 
 def is_dataset(loaded: Any) -> bool:
@@ -180,7 +189,7 @@ def _call(reference: str) -> Splits | Labelled:
     problems = _array_problems(Images(images, labels), np.iinfo(np.int64).max)
     if problems:
         raise DataError(f"'{reference}': {problems[0]}")
-    return Labelled(images, labels.astype(np.int64), None, reference)
+    return Labelled(Images(images, labels.astype(np.int64)), None, reference)
 
 
 # --- splitting --------------------------------------------------------------------------------------------------------
@@ -192,11 +201,11 @@ def _split(settings: DataSettings, source: Labelled, test: Labelled | None, name
         if part is not None:
             _check_labels(part, len(names))
     _check_counts(source, names)
-    if test is not None and test.images.shape[1:] != source.images.shape[1:]:
-        raise DataError(f"training images have shape {source.images.shape[1:]} but test images have "
-                        f"{test.images.shape[1:]}; set data.size and data.channels so that both are read alike")
+    if test is not None and test.images.shape != source.images.shape:
+        raise DataError(f"training images have shape {source.images.shape} but test images have "
+                        f"{test.images.shape}; set data.size and data.channels so that both are read alike")
     rng = np.random.default_rng(settings.seed)
-    everything = Images(source.images, source.labels)
+    everything = source.images
     rows = np.arange(len(everything))
     if settings.limit is not None:
         rows = stratified(rng, everything.labels, rows, settings.limit)[0]
@@ -205,7 +214,7 @@ def _split(settings: DataSettings, source: Labelled, test: Labelled | None, name
         test_rows, rows = stratified(rng, everything.labels, rows, count)
         test_images = everything.take(test_rows)
     else:
-        test_images = Images(test.images, test.labels)
+        test_images = test.images
     count = max(len(names), round(settings.val_fraction * len(rows)))
     val_rows, train_rows = stratified(rng, everything.labels, rows, count)
     return _checked(Splits(everything.take(train_rows), everything.take(val_rows), test_images, names, name))

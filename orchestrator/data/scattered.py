@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.data import Images, Splits
+from actors.data import Images, LabelledImages, Splits
 
 CANVAS = 24
 COPIES = 2              # renderings of each training image
@@ -30,8 +30,8 @@ def scattered(splits: Splits, seed: int) -> Splits:
     return Splits(train, val, test, splits.classes, "scattered_digits")
 
 
-def _rendered(source: Images, rng: np.random.Generator, copies: int) -> Images:
-    images = np.concatenate([source.images[..., 0]] * copies).astype(np.float64)
+def _rendered(source: LabelledImages, rng: np.random.Generator, copies: int) -> Images:
+    images = np.concatenate([source.read()[..., 0]] * copies).astype(np.float64)
     canvas = _placed(images, rng)
     canvas = np.maximum(canvas, _pieces(images, rng))
     canvas = canvas * rng.uniform(*CONTRAST, size=(len(canvas), 1, 1)) + rng.normal(0.0, NOISE, canvas.shape)

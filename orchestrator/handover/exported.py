@@ -1,6 +1,7 @@
 """What an exported ONNX file takes, and what it computes, by ONNX Runtime: its parity with torch, and its accuracy."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,13 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from actors.data import Images, Preprocessing
+from actors.data import LabelledImages, Preprocessing, chunks_of
+from actors.loading import ahead
 from searchspaces.errors import EvaluationError
 from searchspaces.onnxgraph import IMAGES
 from searchspaces.onnxpixels import Pixels
 
+CHUNK_MB = 256.0         # of images as the network sees them
 PARITY_TOLERANCE = 1e-3  # of the largest logit; float32 kernels that differ only in summation order stay below
 LEAST_PROBABILITY = np.float32(1e-30)   # smaller ones are near where float32 loses digits
 
@@ -40,10 +43,9 @@ def _scores(session: onnxruntime.InferenceSession, images: NDArray[np.uint8],
     return np.concatenate(chunks)[:len(feed)]
 
 
-def as_pixels(preprocessing: Preprocessing, images: NDArray[np.uint8]) -> Pixels:
-    """The preprocessing as a part of a file, which is timed with images as large as these."""
-    return Pixels((int(images.shape[1]), int(images.shape[2])), preprocessing.mean, preprocessing.std,
-                  preprocessing.scale)
+def as_pixels(preprocessing: Preprocessing, shape: Sequence[int]) -> Pixels:
+    """The preprocessing as a part of a file, which is timed with images of this shape, (H, W, C)."""
+    return Pixels((int(shape[0]), int(shape[1])), preprocessing.mean, preprocessing.std, preprocessing.scale)
 
 
 def described_input(preprocessing: Preprocessing, pixels: Pixels | None) -> dict[str, Any]:
@@ -74,11 +76,12 @@ def check_parity(network: torch.nn.Module, model: bytes, images: NDArray[np.uint
     return difference
 
 
-def file_accuracy(model: bytes, images: Images, preprocessing: Preprocessing, chunk: int = 1000) -> float:
-    """Share of images that the exported file itself classifies correctly."""
+def file_accuracy(model: bytes, images: LabelledImages, preprocessing: Preprocessing, chunk: int = 1000) -> float:
+    """Share of images that the exported file itself classifies correctly, at most `chunk` of them in memory."""
     session = _session(model)
-    hits = 0
-    for start in range(0, len(images), chunk):
-        scores = _scores(session, images.images[start:start + chunk], preprocessing)
-        hits += int((scores.argmax(1) == images.labels[start:start + chunk]).sum())
+    chunk = max(1, min(chunk, int(CHUNK_MB / preprocessing.input_mb(1))))
+    rows = chunks_of(len(images), chunk)
+    hits = sum(int((_scores(session, some, preprocessing).argmax(1) == images.labels[these]).sum())
+               for these, some in zip(rows, ahead(images.read, rows, images.raw_mb * chunk / len(images),
+                                                  images.memory_mb), strict=True))
     return hits / len(images)

@@ -224,8 +224,8 @@ class HandOver:
                     "preprocessing": json.dumps(preprocessing.to_dict()),
                     "classes": json.dumps(self.splits.classes),
                     "made_for_budgets_ms": json.dumps(self.goal.budgets_at(budget_ms))}
-        images = self.splits.val.images[:PARITY_IMAGES]
-        pixels = as_pixels(preprocessing, images) if self.settings.preprocess_in_model else None
+        images = self.splits.val.read(np.arange(min(PARITY_IMAGES, len(self.splits.val))))
+        pixels = as_pixels(preprocessing, self.splits.val.shape) if self.settings.preprocess_in_model else None
         models = {batch: to_onnx(graph, dict(weights), batch, metadata, pixels).SerializeToString()
                   for batch in self.batches.values()}   # by batch: a free dimension would be slower than what was timed
         parity = max(check_parity(network, model, images, preprocessing) for model in models.values())

@@ -50,7 +50,7 @@ def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | Non
     goal = goal_named(read_goals(store, config), target)
     check_budgets(store, goal, budgets_ms, console)
     splits, space = data_and_space(config)
-    preprocessing = preprocessing_for(config, space, splits.train, input_shape(space)[1])
+    preprocessing = preprocessing_for(config, space, splits.train, input_shape(space)[1], store)
     delivery = Delivery(config, store, space, splits, preprocessing, goal,
                         restored_controller(store, config, space, goal))
     started = time.perf_counter()

@@ -162,8 +162,8 @@ class Search:
         store.update_state(stage=Stage.MEASURE.value)
 
     def _run(self, store: RunStore, watch: Watch, until: Stage) -> list[Delivered]:
-        preprocessing = preprocessing_for(self.config, self._space, self._splits.train,
-                                          input_shape(self._space)[1])
+        preprocessing = preprocessing_for(self.config, self._space, self._splits.train, input_shape(self._space)[1],
+                                          store)
         store.update_state(dataset=self._splits.name, classes=list(self._splits.classes),
                            channels=self._splits.channels)
         notes = self._notes + announcements(self.config)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from actors.data import Images, Preprocessing, Splits
+from actors.data import LabelledImages, Preprocessing, Splits
 from orchestrator.config import Config
+from orchestrator.record.store import RunStore
 from searchspaces.efficientnet_lite import pretrained as efficientnet_lite
 from searchspaces.efficientnet_lite.space import EfficientNetLite
 from searchspaces.elite.space import EliteSpace
@@ -22,6 +23,7 @@ from searchspaces.space import SearchSpace
 from searchspaces.supernet import Supernet
 from searchspaces.trained.given import Published, fill, weights_file
 
+PIXELS = "pixels"   # mean and standard deviation of the training images, in a run's state
 PUBLISHED: dict[type[SearchSpace], Published] = {
     EfficientNetLite: efficientnet_lite.PUBLISHED, MobileNetV3: mobilenetv3.PUBLISHED}
 
@@ -73,15 +75,22 @@ def started(start: str, seed: int, space: SearchSpace) -> Supernet:
     return supernet
 
 
-def preprocessing_for(config: Config, space: SearchSpace, train: Images, resolution: int) -> Preprocessing:
-    """How images become the input of this run's networks."""
+def preprocessing_for(config: Config, space: SearchSpace, train: LabelledImages, resolution: int,
+                      store: RunStore | None = None) -> Preprocessing:
+    """How images become the input of this run's networks. Where all images must be read to tell, the run's `store`
+    keeps what came out."""
     if config.supernet.start is None:
-        return Preprocessing.fit(train, resolution)
-    channels = int(train.images.shape[3])
-    return Preprocessing(*published_for(space).pixels(channels), resolution, channels)
+        known = store.state().get(PIXELS) if store is not None and train.memory_mb else None
+        if known is not None:
+            return Preprocessing(tuple(known["mean"]), tuple(known["std"]), resolution, train.shape[2])
+        fitted = Preprocessing.fit(train, resolution)
+        if store is not None and train.memory_mb:
+            store.update_state(**{PIXELS: {"mean": list(fitted.mean), "std": list(fitted.std)}})
+        return fitted
+    return Preprocessing(*published_for(space).pixels(train.shape[2]), resolution, train.shape[2])
 
 
 def timed_image_size(config: Config, splits: Splits) -> tuple[int, int] | None:
     """Height and width of the images from which networks are timed; None where they are timed without preprocessing."""
-    height, width = splits.train.images.shape[1:3]
+    height, width = splits.train.shape[:2]
     return (int(height), int(width)) if config.delivery.preprocess_in_model else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from actors.data import Images
+from actors.data import LabelledImages
 from actors.rollout.trainer import ProxySettings
 from actors.supernet.actor import SupernetSettings
 from orchestrator.cluster.embedded import usable_cores
@@ -77,7 +77,7 @@ def own_training(config: Config, goals: Sequence[Goal], latency: Mapping[str, La
         WeightSettings(lr=s.learning_rate, weight_decay=s.weight_decay, body_rate=s.body_rate), parts, latency)
 
 
-def check_training(config: Config, train: Images, space: SearchSpace) -> None:
+def check_training(config: Config, train: LabelledImages, space: SearchSpace) -> None:
     """ConfigError where the controller's own training of the supernet cannot work, before anything starts."""
     name = config.controller.name
     if controller_class(name).finds_spaces and config.accuracy.source != "supernet":

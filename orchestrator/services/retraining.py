@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from actors.data import Preprocessing, Splits
-from actors.evaluator import share_correct
+from actors.evaluator import share_correct, tensor_of
 from actors.remote import fetch
 from actors.rollout.trainer import retrained_weights, submit_retraining
 from orchestrator.config import Config
@@ -64,8 +64,8 @@ class Retrained:
     def save(self, tokens_T: Tokens, weights: Weights) -> None:
         network = GraphNetwork(self.space.graph(tokens_T)).eval()
         network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
-        validation = self.preprocessing.prepare(self.splits.val)
-        accuracy = share_correct(network, torch.from_numpy(validation.images), torch.from_numpy(validation.labels))
+        validation = self.preprocessing.inputs(self.splits.val)
+        accuracy = share_correct(network, tensor_of(validation), torch.from_numpy(validation.labels))
         save_state(self._store, self._name(tokens_T), {name: np.array(v) for name, v in weights.items()}
                    | {ACCURACY: accuracy})
         shutil.rmtree(Path(self.unfinished) / self.space.arch_id(tokens_T), ignore_errors=True)

@@ -247,7 +247,7 @@ class Services:
                 f"knowledge-{self._store.name}", GateSettings(accuracy.knowledge_window, accuracy.knowledge_hits))
         return ProxyEvaluatorFactory(
             self._space, ray.put(self._splits.train), self._preprocessing,
-            ray.put(self._preprocessing.prepare(self._splits.val)), proxy_settings(self._config, accuracy.epochs),
+            ray.put(self._preprocessing.inputs(self._splits.val)), proxy_settings(self._config, accuracy.epochs),
             str(self._store.path / "checkpoints" / "proxy"),
             None if self._knowledge is None else self._knowledge.actor)
 
@@ -257,8 +257,8 @@ class Services:
         if search.validation_images and search.validation_images < len(validation):
             validation = calibration_images(validation, search.validation_images, self._config.seed)
         calibration = calibration_images(self._splits.train, search.calibration_images, self._config.seed)
-        prepare = self._preprocessing.prepare
-        return SupernetEvaluatorFactory(self._space, ray.put(prepare(validation)), ray.put(prepare(calibration)))
+        return SupernetEvaluatorFactory(self._space, ray.put(self._preprocessing.inputs(validation)),
+                                        ray.put(self._preprocessing.prepare(calibration)))
 
     def _rollout_count(self) -> int:
         asked = self._config.search.rollouts

@@ -217,7 +217,7 @@ class SupernetLocalBench(LocalBench):
         super().__init__(config, space, splits, preprocessing, store, labels)
         torch.set_num_threads(single_threads(config))   # as in the search
         calibration = calibration_images(splits.train, config.search.calibration_images, config.seed)
-        self._evaluator = SupernetEvaluator(space, preprocessing.prepare(splits.val),
+        self._evaluator = SupernetEvaluator(space, preprocessing.inputs(splits.val),
                                             preprocessing.prepare(calibration))
         self._evaluator.set_weights(*load_weights(store.path / "checkpoints", store.state()["weights_version"]))
 

@@ -108,7 +108,7 @@ def test_parity_covers_the_preprocessing(change: dict[str, object]) -> None:
     """A mean that is two per cent off, or blue for red, is no rounding error."""
     how = Preprocessing(**{**HOW.to_dict(), "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.3, 0.4)})
     models = {name: to_onnx(SPACE.graph(ROW), {name: tensor.numpy() for name, tensor in network().state_dict().items()},
-                            pixels=as_pixels(fields, IMAGES.images)).SerializeToString()
+                            pixels=as_pixels(fields, IMAGES.shape)).SerializeToString()
               for name, fields in (("right", how), ("wrong", Preprocessing(**{**how.to_dict(), **change})))}
     assert check_parity(network(), models["right"], IMAGES.images, how) < 1e-5
     with pytest.raises(EvaluationError, match="differs from torch by"):
