@@ -17,7 +17,9 @@ import yaml
 from actors.data import Splits
 from actors.targets.catalogue import announced
 from orchestrator.cluster.devices import bounded, gpu_resources
-from orchestrator.config import parse_config
+from orchestrator.cluster.gpus import GpuOffer
+from orchestrator.cluster.team import supernet_team
+from orchestrator.config import SearchSettings, SupernetSettings, parse_config
 from orchestrator.data.datasets import DataSettings, load_dataset
 from orchestrator.data.filecheck import check_files
 from orchestrator.data.imagefiles import labels_of
@@ -137,7 +139,8 @@ def compose(seen: Seen, machine: Machine, out: Path) -> tuple[str, str]:
     kept = 1.0 - data.val_fraction - (0.0 if data.test else data.test_fraction)
     steps = max(1, round(kept * seen.images / batch))
     epochs = int(np.clip(round(STEPS / steps), *EPOCHS))
-    workers = max(1, min(8, machine.gpus or machine.cores - 1))
+    section = SupernetSettings(batch_size=batch)
+    workers = supernet_team(section, SearchSettings(), machine.cores, GpuOffer(machine.gpus, machine.gpus)).workers
     hours = _duration(space, resolution, sample, epochs, steps * batch, workers, machine)
     paths = [f"  name: {data.name}", f"  train: {_quoted(data.train)}"]
     paths += [f"  test: {_quoted(data.test)}"] if data.test else []
@@ -167,7 +170,6 @@ def compose(seen: Seen, machine: Machine, out: Path) -> tuple[str, str]:
         "  maximum: 120", "",
         f"# Supernet training takes {hours} on this machine, a rough estimate. Fewer epochs: sooner, less accurate.",
         "supernet:", f"  epochs: {epochs}", f"  batch_size: {batch}",
-        f"  workers: {workers}                    # trained together by so many workers",
         f"  flip: {str(seen.photographs).lower()}                  # mirrored images are "
         + ("still of their class" if seen.photographs else "of no class: letters and digits do not mirror"),
         f"  crop_padding: {max(1, resolution // 8)}", "",
@@ -192,7 +194,7 @@ def _duration(space: str, resolution: int, sample: Splits, epochs: int, images: 
               machine: Machine) -> str:
     made = make_space(space, classes=len(sample.classes), channels=sample.channels, options={"resolution": resolution})
     per_image = 3.0 * 3.0 * float(np.mean(made.cost(made.extremes())[0]))    # forward and backward, of about 3 subnets
-    speed = 50 * MADDS_PER_S * machine.gpus if machine.gpus else MADDS_PER_S * workers
+    speed = (50 if machine.gpus else 1) * MADDS_PER_S * workers
     return roughly(epochs * images * per_image / speed)
 
 

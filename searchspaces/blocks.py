@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from searchspaces.depthwise import depthwise
 from searchspaces.graph import Graph, tensor_shapes
 from searchspaces.network import BatchNorm, GraphNetwork, same_conv
 
@@ -69,6 +70,8 @@ class ElasticDepthwise(nn.Module):
         return self._convolve(x, total)
 
     def _convolve(self, x: Tensor, filters: Tensor) -> Tensor:
+        if self.stride == 1:
+            return depthwise(x, filters)
         if self.same:
             return same_conv(x, filters, self.stride, groups=x.shape[1])
         return F.conv2d(x, filters, stride=self.stride, padding=filters.shape[-1] // 2, groups=x.shape[1])

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from searchspaces.depthwise import depthwise
 from searchspaces.graph import INPUT, Graph, Node, conv_pads, same_pads
 
 
@@ -30,6 +31,16 @@ class BatchNorm(nn.BatchNorm2d):
 class _Conv(nn.Conv2d):
     def reset_parameters(self) -> None:
         """Nothing: `initialise` or a copy of trained weights fills the tensors, once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._depthwise:
+            return depthwise(x, self.weight)
+        return super().forward(x)
+
+    @property
+    def _depthwise(self) -> bool:
+        return (self.groups == self.in_channels == self.out_channels and self.bias is None and self.stride == (1, 1)
+                and self.dilation == (1, 1) and self.padding == tuple(side // 2 for side in self.kernel_size))
 
 
 class _PaddedConv(_Conv):
