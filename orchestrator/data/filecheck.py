@@ -110,7 +110,7 @@ def _check_counts(train: Path, counts: Mapping[str, int]) -> list[str]:
     by_count = sorted(counts.items(), key=lambda pair: pair[1])
     few = [(name, count) for name, count in by_count if count < LEAST_PER_CLASS]
     if few:
-        more = f" ({len(few)} classes have fewer)" if len(few) > 1 else ""
+        more = f" ({len(few)} classes have too few)" if len(few) > 1 else ""
         raise DataError(f"class '{few[0][0]}' has {few[0][1]} images in {train}; at least {LEAST_PER_CLASS} of every "
                         f"class are needed to train, to choose and to judge, {FEW_PER_CLASS} are better; add some, or "
                         f"remove the class{more}")

@@ -60,7 +60,7 @@ def broken(path: Path) -> None:
     (only_train, r"mine holds train, which are no classes.*set data\.train=.*mine/train, each"),
     (one_class, r"mine holds one class only \('cat'\); a classifier needs at least two: add a sub-folder"),
     (zipped, r"one class only \('photos'\).*the 2 folders in it, set data\.train=.*mine/photos"),
-    (few, r"class 'owl' has 3 images in .*mine; at least 10 of every class .* \(2 classes have fewer\)"),
+    (few, r"class 'owl' has 3 images in .*mine; at least 10 of every class .* \(2 classes have too few\)"),
     (no_images, r"holds no images; put them into one sub-folder per class.*it holds 1 \.heic"),
     (broken, r"5 of 24 image files cannot be read: .*cat/3\.png, .*dog/0\.png, .*dog/1\.png and 2 more; repair"),
 ])
