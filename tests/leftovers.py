@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import uuid
 from contextlib import suppress
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import psutil
@@ -50,16 +51,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     session.config.stash[LEFT] = left
     if left and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    if not session.exitstatus:
-        shutil.rmtree(folder, ignore_errors=True)
+    if not session.exitstatus:      # when multiprocessing has removed what it has there
+        Finalize(None, shutil.rmtree, (folder, True), exitpriority=-200)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
     left, folder = config.stash.get(LEFT, []), config.stash.get(FOLDER, None)
     if left:
         terminalreporter.section("left behind by this run, which fails for it", red=True)
         terminalreporter.write("".join(f"{line}\n" for line in left))
-    if folder is not None and folder.exists():
+    if (left or exitstatus) and folder is not None and folder.exists():
         terminalreporter.write(f"Temporary files of this run are in {folder}\n")
 
 
