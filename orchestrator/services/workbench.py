@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
@@ -107,7 +108,8 @@ class SupernetClusterBench(ClusterBench):
     def _save(self, tokens_T: Tokens, reference: ray.ObjectRef) -> None:
         """What diverged would again; one whose process was lost again and again is left to the supernet's actor."""
         try:
-            save_state(self.run.store, self._name(tokens_T), dict(fetch(reference)))
+            weights: Weights = fetch(reference)
+            save_state(self.run.store, self._name(tokens_T), {name: np.array(value) for name, value in weights.items()})
         except EvaluationError as error:
             self._diverged[self._name(tokens_T)] = error
         except RayError as error:
