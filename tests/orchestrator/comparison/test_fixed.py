@@ -175,9 +175,9 @@ def test_a_file_that_misses_the_budget_or_a_training_that_diverges_makes_room(tm
 def stop_at_the_first_file(config: Config, runs: Path) -> None:
     search, make = Search(config, runs=runs, name="run", console=Console(quiet=True)), FixedHandOver._made
 
-    def made(handover: FixedHandOver, candidate: Candidate) -> dict[str, Any]:
+    def made(handover: FixedHandOver, candidate: Candidate, budget_ms: float) -> dict[str, Any]:
         search.stop.set(signal.SIGTERM)
-        return make(handover, candidate)
+        return make(handover, candidate, budget_ms)
 
     with pytest.MonkeyPatch.context() as patched, contextlib.suppress(Interrupted):
         patched.setattr(FixedHandOver, "_made", made)
