@@ -57,6 +57,9 @@ class LabelledImages(ABC):
         """uint8[len(rows), H, W, C], of all images without `rows`. Where `only` is given, the caller uses these places
         of the result and no others, whose pixels may be anything. DataError for an image that cannot be read."""
 
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to do
+        """What is done once on a node, and may take minutes, before images can be read there."""
+
     @property
     def raw_mb(self) -> float:
         """Of all pixels."""

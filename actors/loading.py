@@ -67,7 +67,8 @@ def ahead(make: Callable[[Key], Item], keys: Sequence[Key], item_mb: float, memo
     context.set_forkserver_preload(["actors.streamed"])     # torch is imported once, and its memory shared
     loader: DataLoader[Any] = DataLoader(
         _Made(make, keys), batch_size=None, num_workers=chosen.workers, prefetch_factor=AHEAD, collate_fn=_as_it_is,
-        multiprocessing_context=context, timeout=LOOK_S, worker_init_fn=functools.partial(_begin, chosen.threads))
+        multiprocessing_context=context, timeout=LOOK_S, worker_init_fn=functools.partial(_begin, chosen.threads),
+        generator=torch.Generator())    # or each loader would draw from the training's random numbers
     with _nameless_main():
         items = iter(loader)
     for _ in keys:

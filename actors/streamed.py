@@ -60,6 +60,10 @@ class StreamedImages(LabelledImages):
     def shape(self) -> tuple[int, ...]:
         return self.decoded
 
+    def prepare(self) -> None:
+        with self.source.opened():
+            pass
+
     def take(self, rows: NDArray[np.int64]) -> StreamedImages:
         return replace(self, rows=self.rows[rows], labels=self.labels[rows])
 

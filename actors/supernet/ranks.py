@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from actors.data import LabelledImages, Preprocessing
+from actors.encoded import COPY_TIME_OUT_S
 from actors.supernet.training import Ring, SupernetSettings, Trainer
 from searchspaces.space import SearchSpace
 from searchspaces.training.training import Latencies
@@ -31,6 +32,10 @@ class RankActor:
 
     def ready(self) -> int:
         return os.getpid()
+
+    def prepare(self) -> None:
+        """Images of a Parquet file are copied before other ranks wait for this one."""
+        self._parts[1].prepare()
 
     def join(self, address: str, rank: int, ranks: int, state: dict[str, Tensor]) -> None:
         """Takes rank 0's state and waits for all ranks."""
@@ -69,6 +74,7 @@ class RankGroup:
         handles = [actor.options(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, max_restarts=0).remote(
             space, data, preprocessing, settings, f"supernet-rank-{rank}") for rank in range(1, wanted)]
         self.handles = _those_that_start(handles, settings.rank_time_out_s)
+        ray.get([handle.prepare.remote() for handle in self.handles], timeout=COPY_TIME_OUT_S)
         self.ranks = 1 + len(self.handles)
         self._ring: Ring | None = None
 

@@ -83,12 +83,14 @@ def test_streamed_is_in_memory_bit_for_bit(tmp_path: Path, two_threads: None, ki
     # All that an augmentation can do, on one rank of two.
     strong = Augmentation(**{field.name: type(field.default)(0.4) or 1 for field in fields(Augmentation)})
     one, other = (Batches(splits.train, preprocessing, strong, 8, 3, rank=1, ranks=2) for splits in (memory, streamed))
+    state = torch.get_rng_state()
     for epoch in (0, 1):
         pairs = list(zip(one.epoch(epoch), other.epoch(epoch), strict=True))
         assert len(pairs) == one.steps
         for step, (a, b) in enumerate(pairs):
             assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
             assert torch.equal(a[0], one.get(epoch, step)[0])
+    assert torch.equal(torch.get_rng_state(), state)    # a training's own random numbers stay as they are
     resumed = list(other.of([(1, step) for step in range(2, other.steps)]))     # another process, the same batches
     assert torch.equal(resumed[0][0], pairs[2][0][0])
 
