@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
@@ -106,7 +107,8 @@ class SupernetClusterBench(ClusterBench):
     def _save(self, tokens_T: Tokens, reference: ray.ObjectRef) -> None:
         """What diverged would again; one whose process was lost again and again is left to the supernet's actor."""
         try:
-            save_state(self.run.store, self._name(tokens_T), dict(fetch(reference)))
+            weights = {name: np.array(value) for name, value in fetch(reference).items()}   # not the store's own memory
+            save_state(self.run.store, self._name(tokens_T), weights)
         except EvaluationError as error:
             self._diverged[self._name(tokens_T)] = error
         except RayError as error:
