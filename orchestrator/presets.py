@@ -1,8 +1,7 @@
 """How long a run trains and searches, in one word: `training: quick`, `standard` or `long`.
 
 A preset stands for single settings, which still may be given beside it and then win. From trained weights
-(`supernet.start`) fewer epochs suffice, the first of them make the largest network a teacher, and the rate is that of a
-fine-tuning.
+(`supernet.start`) fewer epochs suffice, and the first of them make the largest network a teacher.
 """
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ FROM_TRAINED: Mapping[str, Settings] = {
                  "delivery": {"alternatives": 4, "fine_tune_epochs": 6}},
     "long": {"supernet": {"epochs": 40}, "search": {"evaluations": 300}, "delivery": {"fine_tune_epochs": 15}},
 }
-FINE_TUNING: Settings = {"supernet": {"learning_rate": 0.05, "teacher": 0.25},
-                         "delivery": {"fine_tune_learning_rate": 0.02}}
+FINE_TUNING: Settings = {"supernet": {"teacher": 0.25}}
 
 
 def with_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
