@@ -130,7 +130,7 @@ def test_runs_and_report(finished: Path) -> None:
     assert "known runs: tiny" in missing.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_measure_writes_and_continues_a_table(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     out = tmp_path / "table.parquet"

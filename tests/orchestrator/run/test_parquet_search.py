@@ -33,7 +33,7 @@ def shades(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (np.array([50, 125, 200])[labels][:, None, None, None] + noise).astype(np.uint8), labels
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_search_on_parquet_hands_over_models_that_know_its_classes(tmp_path: Path) -> None:
     for name, count, seed in (("train", 60, 0), ("test", 30, 1)):
         images, labels = shades(count, seed)

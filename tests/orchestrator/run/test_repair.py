@@ -103,7 +103,7 @@ def test_damaged_weights_of_a_finalist_are_trained_again(tmp_path: Path) -> None
         np.testing.assert_array_equal(array, after[name])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_full_disk_ends_a_search_in_one_sentence_and_resume_finishes_it(tmp_path: Path) -> None:
     """As on a full disk the driver may write no more: a limit on the size of its files, set from outside."""
     run = tmp_path / "tiny"
