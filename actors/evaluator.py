@@ -17,7 +17,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from actors.data import Inputs, Prepared, PreparedInChunks, mapped
 from actors.devices import Device, device_of, training_device
+from actors.remote import fetched
 from searchspaces.errors import EvaluationError, ParetorayError
 from searchspaces.network import input_of, recalibrate_batch_norm
 from searchspaces.space import SearchSpace, Tokens
@@ -207,11 +207,7 @@ class SupernetEvaluatorFactory:
     device: Device = "auto"
 
     def __call__(self) -> SupernetEvaluator:
-        validation: Inputs = _fetched(self.validation)
-        calibration: Prepared = _fetched(self.calibration)
+        validation: Inputs = fetched(self.validation)
+        calibration: Prepared = fetched(self.calibration)
         return SupernetEvaluator(self.space, validation, calibration, calibration_batch=self.calibration_batch,
                                  batch=self.batch, device=self.device)
-
-
-def _fetched(data: Any) -> Any:
-    return ray.get(data, timeout=300) if isinstance(data, ray.ObjectRef) else data

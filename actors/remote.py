@@ -8,6 +8,13 @@ from ray.exceptions import RayTaskError
 
 from searchspaces.errors import ParetorayError
 
+FETCH_TIME_OUT_S = 300.0
+
+
+def fetched(data: Any) -> Any:
+    """What a reference stands for; anything else as it is."""
+    return ray.get(data, timeout=FETCH_TIME_OUT_S) if isinstance(data, ray.ObjectRef) else data
+
 
 def fetch(reference: ray.ObjectRef, timeout_s: float | None = None) -> Any:
     """The result of a remote call. A ParetorayError raised there is raised here as it was, one sentence; Ray's own

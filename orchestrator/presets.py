@@ -18,13 +18,13 @@ FROM_SCRATCH: Mapping[str, Settings] = {
     "long": {"supernet": {"epochs": 120}, "search": {"evaluations": 600}, "delivery": {"fine_tune_epochs": 30}},
 }
 FROM_TRAINED: Mapping[str, Settings] = {
-    "quick": {"supernet": {"epochs": 4}, "search": {"evaluations": 60}, "latency": {"initial": 30, "maximum": 60},
-              "delivery": {"alternatives": 3, "fine_tune_epochs": 3}},
-    "standard": {"supernet": {"epochs": 12}, "search": {"evaluations": 150},
+    "quick": {"supernet": {"epochs": 4, "teacher": 0.25}, "search": {"evaluations": 60},
+              "latency": {"initial": 30, "maximum": 60}, "delivery": {"alternatives": 3, "fine_tune_epochs": 3}},
+    "standard": {"supernet": {"epochs": 12, "teacher": 0.25}, "search": {"evaluations": 150},
                  "delivery": {"alternatives": 4, "fine_tune_epochs": 6}},
-    "long": {"supernet": {"epochs": 40}, "search": {"evaluations": 300}, "delivery": {"fine_tune_epochs": 15}},
+    "long": {"supernet": {"epochs": 40, "teacher": 0.25}, "search": {"evaluations": 300},
+             "delivery": {"fine_tune_epochs": 15}},
 }
-FINE_TUNING: Settings = {"supernet": {"teacher": 0.25}}
 
 
 def with_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,9 +33,8 @@ def with_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
     started = isinstance(supernet, Mapping) and supernet.get("start") is not None
     chosen = (FROM_TRAINED if started else FROM_SCRATCH).get(str(raw.get("training")), {})
     filled = dict(raw)
-    for settings in (chosen, FINE_TUNING if started and chosen else {}):
-        for section, values in settings.items():
-            given = filled.get(section, {})
-            if isinstance(given, Mapping):      # what is none is an error that its check explains
-                filled[section] = {**values, **given}
+    for section, values in chosen.items():
+        given = filled.get(section, {})
+        if isinstance(given, Mapping):      # what is none is an error that its check explains
+            filled[section] = {**values, **given}
     return filled

@@ -32,6 +32,7 @@ from actors.devices import Device, training_device
 from actors.evaluator import Evaluator, Weights, share_correct, tensor_of
 from actors.knowledge.link import KnowledgeLink
 from actors.knowledge.pool import KnowledgePool
+from actors.remote import fetched
 from actors.supernet.checkpoints import read_newest, remove_checkpoints, write_checkpoint
 from actors.supernet.finetune import NetworkTraining, Recipe, arrays, recalibrate
 from searchspaces.errors import ConfigError, EvaluationError, StoreError
@@ -40,7 +41,6 @@ from searchspaces.space import SearchSpace, Tokens
 
 log = logging.getLogger(__name__)
 EPOCH, RESULT = "epoch", "result"  # names of the files in an architecture's folder
-FETCH_TIME_OUT_S = 300.0
 RETRAIN_RETRIES = 20
 
 
@@ -223,15 +223,11 @@ class ProxyEvaluatorFactory:
     knowledge: KnowledgePool | ActorHandle | None = None
 
     def __call__(self) -> ProxyEvaluator:
-        train: LabelledImages = _fetched(self.train)
-        validation: Inputs = _fetched(self.validation)
+        train: LabelledImages = fetched(self.train)
+        validation: Inputs = fetched(self.validation)
         link = None if self.knowledge is None else KnowledgeLink(self.knowledge)
         trainer = ArchitectureTrainer(self.space, train, self.preprocessing, self.settings, Path(self.folder), link)
         return ProxyEvaluator(trainer, validation)
-
-
-def _fetched(data: Any) -> Any:
-    return ray.get(data, timeout=FETCH_TIME_OUT_S) if isinstance(data, ray.ObjectRef) else data
 
 
 def retrained_weights(space: SearchSpace, tokens_T: Tokens, train: LabelledImages, preprocessing: Preprocessing,

@@ -32,9 +32,9 @@ from actors.evaluator import share_correct
 from actors.remote import fetch, last_line
 from actors.supernet.checkpoints import read_newest, write_checkpoint
 from actors.supernet.finetune import arrays, fine_tuned_weights, recalibrate
-from actors.supernet.finishing import submit_finishing
 from actors.supernet.ranks import RankGroup
 from actors.supernet.training import SupernetSettings, Trainer, whole_batches
+from actors.supernet.tuning import TuningSettings, submit_tuning
 from searchspaces.errors import ClusterError, ParetorayError, StoreError
 from searchspaces.space import SearchSpace, Tokens
 from searchspaces.training.training import Latencies
@@ -287,8 +287,11 @@ class SupernetService:
     def finish(self, tokens_T: Tokens, epochs: int, learning_rate: float, version: int, threads: int) -> ray.ObjectRef:
         """`SupernetActor.fine_tune` as a task of its own; a reference to its result."""
         space, (train,), preprocessing, settings, _ = self._parts
-        return submit_finishing(space, tokens_T, self.actor.subnet.remote(tokens_T, version), train, preprocessing,
-                                settings, epochs, learning_rate, threads)
+        tuning = TuningSettings(epochs, learning_rate, settings.batch_size, settings.seed, settings.augmentation,
+                                settings.calibration_images, device="cpu")
+        return submit_tuning(f"fine-tune-{space.arch_id(tokens_T)}", space.graph(tokens_T),
+                             self.actor.subnet.remote(tokens_T, version), train, preprocessing, tuning,
+                             num_cpus=threads)
 
     def close(self) -> None:
         ray.kill(self.actor)

@@ -26,6 +26,7 @@ from actors.devices import device_of
 from actors.supernet.checkpoints import read_newest, remove_checkpoints, write_checkpoint
 from searchspaces.errors import EvaluationError, StoreError
 from searchspaces.network import input_of, recalibrate_batch_norm
+from searchspaces.training.weights import parameter_groups
 
 log = logging.getLogger(__name__)
 NETWORK, MOMENTUM = "network.", "momentum."  # prefixes in the state
@@ -57,9 +58,7 @@ class NetworkTraining:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # depthwise layers: twice as fast
         self._device = device_of(network)
         self._parameters = dict(network.named_parameters())
-        decayed = [p for p in self._parameters.values() if p.ndim > 1]
-        plain = [p for p in self._parameters.values() if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain}]
+        groups = parameter_groups(self._parameters, recipe.weight_decay)
         self._optimizer = torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True)
 
     def train_epoch(self) -> float:

@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from actors.remote import fetch
-from actors.supernet.fixed import submit_tuning
+from actors.supernet.tuning import submit_tuning
 from orchestrator.comparison.fixed import FixedNetworks
 from orchestrator.handover.exported import as_pixels
 from orchestrator.record.goals import target_state
@@ -47,7 +48,8 @@ class FixedBench(ClusterBench):
 
         def submit(resolution: int) -> ray.ObjectRef:
             graph = self.fixed.space.graph(self.fixed.tokens(resolution))
-            return submit_tuning(f"r{resolution}", graph, start, train, self.run.preprocessing, self.fixed.settings,
+            own = replace(self.run.preprocessing, resolution=resolution)
+            return submit_tuning(f"tune-r{resolution}", graph, start, train, own, self.fixed.settings,
                                  str((self.folder / f"r{resolution}").absolute()), cpus, gpus)
 
         resolutions = [self.fixed.resolution(row) for row in tokens_NT]

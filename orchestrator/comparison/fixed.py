@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from actors.data import Preprocessing, Splits
 from actors.supernet.finetune import arrays
-from actors.supernet.fixed import TuningSettings, tuned_weights
+from actors.supernet.tuning import TuningSettings, tuned_weights
 from orchestrator.config import Config
 from orchestrator.handover.architectures import look_ups
 from orchestrator.handover.exported import file_accuracy
@@ -99,8 +99,8 @@ def fixed_accuracies(config: Config, splits: Splits, preprocessing: Preprocessin
     now, or gone on with from what `folder` holds."""
     fixed = FixedNetworks(config, len(splits.classes), splits.channels, [resolution])
     graph = fixed.space.graph(fixed.tokens(resolution))
-    weights: dict[str, NDArray[Any]] = tuned_weights(graph, fixed.start(), splits.train, preprocessing, fixed.settings,
+    own = replace(preprocessing, resolution=resolution)
+    weights: dict[str, NDArray[Any]] = tuned_weights(graph, fixed.start(), splits.train, own, fixed.settings,
                                                      str(folder), threads)
     model = to_onnx(graph, weights, batch=None).SerializeToString()
-    own = replace(preprocessing, resolution=resolution)
     return {"validation": file_accuracy(model, splits.val, own), "test": file_accuracy(model, splits.test, own)}

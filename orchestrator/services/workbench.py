@@ -32,11 +32,11 @@ from orchestrator.handover.architectures import makes_models
 from orchestrator.handover.models import Workbench
 from orchestrator.record.goals import Goal, target_state
 from orchestrator.record.store import RunStore
-from orchestrator.services.context import POLL_S, RunContext, recorded_latencies
+from orchestrator.services.context import RunContext, recorded_latencies
 from orchestrator.services.evaluation import evaluate_architectures, measure_architectures
 from orchestrator.services.pretrained import timed_image_size
 from orchestrator.services.recipes import single_threads, supernet_settings
-from orchestrator.services.retraining import Retrained, retrain_missing
+from orchestrator.services.retraining import Retrained, finished, retrain_missing
 from orchestrator.services.states import intact_state, save_state
 from searchspaces.errors import EvaluationError, ParetorayError, TargetError
 from searchspaces.space import SearchSpace, Tokens
@@ -92,18 +92,10 @@ class SupernetClusterBench(ClusterBench):
         if waiting[1:]:
             self.run.progress.note(f"fine-tuning {len(waiting)} networks, {min(at_once, len(waiting))} at once")
         self.run.services.close_rollouts()      # their CPUs are for the trainings now
-        pending: dict[ray.ObjectRef, Tokens] = {}
-        try:
-            while waiting or pending:
-                self.run.stop.check()
-                while waiting and len(pending) < at_once:
-                    row = waiting.pop(0)
-                    pending[self.run.services.finish(row)] = row
-                for reference in ray.wait(list(pending), timeout=POLL_S)[0]:
-                    self._save(pending.pop(reference), reference)
-        finally:
-            for reference in pending:
-                ray.cancel(reference, force=True)
+        with contextlib.closing(finished(self.run, waiting, self.run.services.finish, lambda: at_once, "fine-tuning",
+                                         "delivery.fine_tune_epochs")) as done:
+            for row, reference in done:
+                self._save(row, reference)
 
     def _save(self, tokens_T: Tokens, reference: ray.ObjectRef) -> None:
         """What diverged would again; one whose process was lost again and again is left to the supernet's actor."""

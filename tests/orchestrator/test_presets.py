@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import Config, dump_config, load_config, parse_config
-from orchestrator.presets import FINE_TUNING, FROM_SCRATCH, FROM_TRAINED
+from orchestrator.presets import FROM_SCRATCH, FROM_TRAINED
 from searchspaces.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ def test_longer_presets_train_longer_and_trained_weights_need_less() -> None:
     config = parse_config({"training": "quick", "supernet": {"start": "efficientnet_lite0"}}, "test")
     assert config.supernet.epochs == FROM_TRAINED["quick"]["supernet"]["epochs"]
     assert config.supernet.epochs < FROM_SCRATCH["quick"]["supernet"]["epochs"]
-    assert config.supernet.teacher == FINE_TUNING["supernet"]["teacher"]
+    assert config.supernet.teacher == FROM_TRAINED["quick"]["supernet"]["teacher"] > 0
     assert parse_config({"training": "long"}, "test").supernet.teacher == 0
 
 

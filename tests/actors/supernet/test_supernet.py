@@ -13,7 +13,7 @@ from actors.data import Augmentation, Preprocessing
 from actors.evaluator import SupernetEvaluator, share_correct
 from actors.supernet.actor import SupernetActor, SupernetSettings, load_weights, newest_version
 from actors.supernet.checkpoints import read_newest
-from actors.supernet.finishing import finished_weights
+from actors.supernet.tuning import TuningSettings, tuned_weights
 from orchestrator.data.datasets import DataSettings, load_dataset
 from searchspaces.errors import EvaluationError, StoreError
 from searchspaces.network import GraphNetwork
@@ -213,8 +213,9 @@ def test_fine_tuning_improves_a_subnet_and_leaves_the_supernet_alone(tmp_path: P
     for name, array in actor.weights()[1].items():
         np.testing.assert_array_equal(array, before[name])
     np.testing.assert_array_equal(actor.fine_tune(TOKENS, 8, 0.1)["linear.weight"], tuned["linear.weight"])
-    elsewhere = finished_weights(TinySpace(), TOKENS, actor.subnet(TOKENS), DATA.train, PREPROCESSING, settings(), 8,
-                                 0.1)
+    same = settings()
+    alone = TuningSettings(8, 0.1, same.batch_size, same.seed, same.augmentation, same.calibration_images)
+    elsewhere = tuned_weights(TinySpace().graph(TOKENS), actor.subnet(TOKENS), DATA.train, PREPROCESSING, alone)
     assert elsewhere.keys() == tuned.keys()
     for name, array in elsewhere.items():
         np.testing.assert_array_equal(array, tuned[name], err_msg=name)

@@ -1,8 +1,8 @@
-"""A network that is given, weights and all, fine-tuned alone: what a user would do instead of a search."""
+"""Single networks fine-tuned away from the supernet: as Ray tasks, so that several train at once."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +34,26 @@ class TuningSettings:
 
 
 def tuned_weights(graph: Graph, start: Mapping[str, NDArray[Any]], train: LabelledImages, preprocessing: Preprocessing,
-                  settings: TuningSettings, folder: str, threads: int = 1) -> dict[str, NDArray[np.generic]]:
-    """State dict of the graph's network, fine-tuned from `start` on images of its own resolution.
+                  settings: TuningSettings, folder: str | None = None,
+                  threads: int = 1) -> dict[str, NDArray[np.generic]]:
+    """State dict of the graph's network, fine-tuned from `start` on images as `preprocessing` makes them.
 
-    Goes on from what `folder` holds and leaves the last checkpoint there, so that calling it again costs nothing.
+    With a `folder` it goes on from what that holds and leaves the last checkpoint there, so that calling it again costs
+    nothing.
     """
     torch.set_num_threads(threads)
     network = GraphNetwork(graph)
     network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in start.items()})
-    batches = Batches(train, replace(preprocessing, resolution=int(graph.input_shape[-1])), settings.augmentation,
-                      min(settings.batch_size, len(train)), settings.seed)
+    batches = Batches(train, preprocessing, settings.augmentation, min(settings.batch_size, len(train)), settings.seed)
     return fine_tuned_weights(network.to(training_device(settings.device)), batches, settings.epochs,
-                              settings.learning_rate, settings.calibration_images, Path(folder))
+                              settings.learning_rate, settings.calibration_images,
+                              None if folder is None else Path(folder))
 
 
 def submit_tuning(name: str, graph: Graph, start: ray.ObjectRef, train: ray.ObjectRef, preprocessing: Preprocessing,
-                  settings: TuningSettings, folder: str, num_cpus: float = 1, num_gpus: float = 0) -> ray.ObjectRef:
-    """`tuned_weights` as a Ray task. Killed, it is started again by Ray, and loses at most one epoch."""
+                  settings: TuningSettings, folder: str | None = None, num_cpus: float = 1,
+                  num_gpus: float = 0) -> ray.ObjectRef:
+    """`tuned_weights` as a Ray task. Killed, it is started again by Ray; with a `folder` it loses at most one epoch."""
     task: Any = ray.remote(tuned_weights).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=RETRIES,
-                                                  name=f"tune-{name}")
+                                                  name=name)
     return task.remote(graph, start, train, preprocessing, settings, folder, max(1, int(num_cpus)))

@@ -10,7 +10,7 @@ import torch
 
 from actors.data import Augmentation, Preprocessing
 from actors.supernet.finetune import arrays
-from actors.supernet.fixed import TuningSettings, submit_tuning, tuned_weights
+from actors.supernet.tuning import TuningSettings, submit_tuning, tuned_weights
 from orchestrator.data.datasets import DataSettings, load_dataset
 from searchspaces.network import GraphNetwork
 from tests.actors.fatal import fatal
