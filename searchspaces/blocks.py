@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from searchspaces.depthwise import depthwise
 from searchspaces.graph import Graph, tensor_shapes
-from searchspaces.network import BatchNorm, GraphNetwork, same_conv
+from searchspaces.network import BatchNorm, GraphNetwork, resize, same_conv
 
 ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6, "h_swish": F.hardswish}
 
@@ -166,6 +166,15 @@ class ElasticMBConv(nn.Module):
         _permute(self.se.expand.weight, inner, dim=1)
         _permute(self.se.reduce.weight, inner)
         _permute(self.se.reduce.bias, inner)
+
+
+def mixed_resolutions(logits_at: Callable[[Tensor], Tensor], images: Tensor, resolutions: Sequence[int],
+                      weights_R: Tensor) -> Tensor:
+    """Sum of the logits at every resolution by its weight; of a single one, which is no choice, as they are."""
+    if len(resolutions) == 1:
+        return logits_at(resize(images, resolutions[0]))
+    logits = [weight * logits_at(resize(images, resolution)) for weight, resolution in zip(weights_R, resolutions)]
+    return torch.stack(logits).sum(dim=0)
 
 
 def extracted(supernet: nn.Module, graph: Graph) -> GraphNetwork:

@@ -222,6 +222,17 @@ class SearchSpace(ABC):
         return self.canonical(rows)
 
 
+class FreeSpace(SearchSpace):
+    """A space in which every value is valid at every position: rows are drawn at once, and nothing needs repair."""
+
+    def sample_uniform(self, rng: np.random.Generator, n: int) -> Tokens:
+        rows = rng.integers(0, self.vocabulary_sizes, size=(n, len(self.choices)))
+        return self.canonical(rows.astype(np.int8))
+
+    def repair(self, rng: np.random.Generator, rows: Tokens) -> Tokens:
+        return self.canonical(rows)
+
+
 def stage_features(graph: Graph) -> NDArray[np.float32]:
     """Per stage (stem and head together first): mega multiply-adds, mega output elements, number of nodes."""
     stages = sorted({block.stage for block in graph.blocks})

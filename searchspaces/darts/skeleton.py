@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from searchspaces.errors import ConfigError
 from searchspaces.graph import INPUT, Graph, GraphBuilder
-from searchspaces.space import Choice, SearchSpace, Tokens
+from searchspaces.space import Choice, FreeSpace, Tokens
 
 OPERATIONS = ("skip_connect", "sep_conv_3x3", "max_pool_3x3", "dil_conv_3x3", "sep_conv_5x5", "avg_pool_3x3",
               "sep_conv_7x7")
@@ -47,7 +47,7 @@ class CellSpec:
         return 2 if self.kind == REDUCTION and source < 2 else 1
 
 
-class DartsSkeleton(SearchSpace):
+class DartsSkeleton(FreeSpace):
     """`width` channels per node in the first stage; `cells` in all, of which two are reduction cells."""
 
     def __init__(self, classes: int = 10, channels: int = 3, width: int = 36, cells: int = 20,

@@ -106,13 +106,6 @@ class Darts(DartsSkeleton):
             groups.append(group_of(f"{name}.op", (start + 1, start + 3), self.choices))
         return tuple(groups)
 
-    def sample_uniform(self, rng: np.random.Generator, n: int) -> Tokens:
-        rows = rng.integers(0, self.vocabulary_sizes, size=(n, len(self.choices)))
-        return self.canonical(rows.astype(np.int8))
-
-    def repair(self, rng: np.random.Generator, rows: Tokens) -> Tokens:
-        return self.canonical(rows)  # every value is valid at every position
-
     def most_probable(self, probabilities: Sequence[NDArray[np.float64]]) -> Tokens:
         """The most probable pairs; where both of a node coincide, the second is the next most probable pair of its own
         selectors (specification unas 9)."""

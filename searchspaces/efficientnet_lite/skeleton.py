@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from searchspaces.errors import ConfigError
 from searchspaces.graph import INPUT, Graph, GraphBuilder, make_divisible
-from searchspaces.space import Choice, SearchSpace, Tokens
+from searchspaces.space import Choice, FreeSpace, Tokens
 
 EXPANDS, KERNELS = (3, 4, 6), (3, 5)
 RESOLUTIONS = (32, 48, 64, 80, 96, 112, 128)
@@ -66,7 +66,7 @@ class LayerSpec:
         return self.stride == 1 and self.in_channels == self.out_channels
 
 
-class EfficientNetLiteSkeleton(SearchSpace):
+class EfficientNetLiteSkeleton(FreeSpace):
     """`resolution` is one number, or a list that becomes a searched token. `width` and `depth` are EfficientNet's:
     stem and head never grow, they only shrink. Weights from ImageNet fit width 1 and depth 1 (Lite0)."""
 

@@ -50,13 +50,6 @@ class EfficientNetLite(EfficientNetLiteSkeleton):
             groups.append(group_of("resolution", (resolution,), self.choices))
         return tuple(groups)
 
-    def sample_uniform(self, rng: np.random.Generator, n: int) -> Tokens:
-        rows = rng.integers(0, self.vocabulary_sizes, size=(n, len(self.choices)))
-        return self.canonical(rows.astype(np.int8))
-
-    def repair(self, rng: np.random.Generator, rows: Tokens) -> Tokens:
-        return self.canonical(rows)  # every value is valid at every position
-
     def text(self, tokens_T: Tokens) -> str:
         """`3x3e6 3x3e4 / 5x5e6 / ...`, stage by stage; `/ r64` follows where resolution is searched."""
         row = np.asarray(tokens_T)[None]

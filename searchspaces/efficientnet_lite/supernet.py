@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from searchspaces.blocks import ElasticMBConv, batch_norm, extracted
+from searchspaces.blocks import ElasticMBConv, batch_norm, extracted, mixed_resolutions
 from searchspaces.efficientnet_lite.skeleton import EPS, KERNELS, STAGES, EfficientNetLiteSkeleton
 from searchspaces.network import BatchNorm, GraphNetwork, initialise, resize, same_conv
 from searchspaces.space import Tokens
@@ -64,11 +64,7 @@ class EfficientNetLiteSupernet(Supernet):
 
     def forward_mixture(self, images: Tensor, mixture: Sequence[Tensor]) -> Tensor:
         """Depth mixes the outputs of the stage's prefixes, a searched resolution the logits."""
-        if len(self.space.resolutions) == 1:
-            return self._mixture_at(resize(images, self.space.resolutions[0]), mixture)
-        logits = [weight * self._mixture_at(resize(images, resolution), mixture)
-                  for weight, resolution in zip(mixture[-1], self.space.resolutions)]
-        return torch.stack(logits).sum(dim=0)
+        return mixed_resolutions(lambda x: self._mixture_at(x, mixture), images, self.space.resolutions, mixture[-1])
 
     def _mixture_at(self, images: Tensor, mixture: Sequence[Tensor]) -> Tensor:
         x = self._stem(images)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from searchspaces.bins import BinGroup, possible_tokens
 from searchspaces.errors import ConfigError, SpaceError
 from searchspaces.graph import Graph
-from searchspaces.space import Choice, SearchSpace, Tokens
+from searchspaces.space import Choice, FreeSpace, SearchSpace, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 COUNTABLE = 50_000      # rows that are enumerated to count networks; of more, rows are counted
 
 
-class EliteSpace(SearchSpace):
+class EliteSpace(FreeSpace):
     """`tokens[t]` are the base's tokens left to its position t. SpaceError where that leaves none, or one network."""
 
     def __init__(self, base: SearchSpace, tokens: Sequence[Collection[int]]) -> None:
@@ -119,12 +119,6 @@ class EliteSpace(SearchSpace):
     def valid(self, prefix: Sequence[int] | Tokens) -> NDArray[np.bool_]:
         """As in the base, whose validity must not depend on the tokens before: what it excludes is left out already."""
         return np.ones(len(self.choices[len(prefix)].values), dtype=bool)
-
-    def sample_uniform(self, rng: np.random.Generator, n: int) -> Tokens:
-        return self.canonical(rng.integers(0, self.vocabulary_sizes, size=(n, len(self._kept))).astype(np.int8))
-
-    def repair(self, rng: np.random.Generator, rows: Tokens) -> Tokens:
-        return self.canonical(rows)
 
     def size(self) -> int:
         """Networks; above 50,000 rows the rows, dead tokens and symmetries not deducted."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from searchspaces.errors import ConfigError, SpaceError
 from searchspaces.graph import Graph, GraphBuilder, Op, make_divisible
-from searchspaces.space import Choice, SearchSpace, Tokens
+from searchspaces.space import Choice, FreeSpace, Tokens
 
 UNITS, UNIT_LAYERS = 5, 4
 UNIT_TOKENS = 1 + 2 * UNIT_LAYERS
@@ -52,7 +52,7 @@ class LayerSpec:
         return self.stride == 1 and self.in_channels == self.out_channels
 
 
-class MobileNetV3Skeleton(SearchSpace):
+class MobileNetV3Skeleton(FreeSpace):
     """`resolution` is one number, or a list that becomes a searched token. `width` scales every channel count."""
 
     def __init__(self, classes: int = 10, channels: int = 3, width: float = 1.0,

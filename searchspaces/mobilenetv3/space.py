@@ -50,13 +50,6 @@ class MobileNetV3(MobileNetV3Skeleton):
             groups.append(group_of("resolution", (UNITS * UNIT_TOKENS,), self.choices))
         return tuple(groups)
 
-    def sample_uniform(self, rng: np.random.Generator, n: int) -> Tokens:
-        rows = rng.integers(0, self.vocabulary_sizes, size=(n, len(self.choices)))
-        return self.canonical(rows.astype(np.int8))
-
-    def repair(self, rng: np.random.Generator, rows: Tokens) -> Tokens:
-        return self.canonical(rows)  # every value is valid at every position
-
     def onehot(self, tokens_NT: Tokens) -> NDArray[np.float32]:
         """float32[N, 120 (+R)]: 20 kernel one-hots, then 20 expand one-hots (PNAG core/mlp.py), resolution last.
 

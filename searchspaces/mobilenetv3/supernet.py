@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from searchspaces.blocks import ElasticMBConv, batch_norm, extracted
+from searchspaces.blocks import ElasticMBConv, batch_norm, extracted, mixed_resolutions
 from searchspaces.graph import make_divisible
 from searchspaces.mobilenetv3.skeleton import (
     DEPTHS,
@@ -73,11 +73,7 @@ class MobileNetV3Supernet(Supernet):
 
     def forward_mixture(self, images: Tensor, mixture: Sequence[Tensor]) -> Tensor:
         """Depth mixes the outputs of the unit's prefixes, a searched resolution the logits."""
-        if len(self.space.resolutions) == 1:
-            return self._mixture_at(resize(images, self.space.resolutions[0]), mixture)
-        logits = [weight * self._mixture_at(resize(images, resolution), mixture)
-                  for weight, resolution in zip(mixture[-1], self.space.resolutions)]
-        return torch.stack(logits).sum(dim=0)
+        return mixed_resolutions(lambda x: self._mixture_at(x, mixture), images, self.space.resolutions, mixture[-1])
 
     def _mixture_at(self, images: Tensor, mixture: Sequence[Tensor]) -> Tensor:
         x = self._stem(images)
