@@ -144,28 +144,34 @@ class HandOver:
     def deliver(self, budgets_ms: Sequence[float], candidates: Sequence[Candidate]) -> Iterator[Delivered]:
         """One entry per budget, in ascending order.
 
-        Each budget's best candidate is trained and measured; the budget then gets the most accurate (validation) of all
-        models of this run that meet it, so that a larger budget never gets a worse model.
+        Each budget's best candidate is trained and measured; then every budget gets the most accurate (validation) of
+        all models of this run that meet it. So a larger budget never gets a worse model, and a file that came out
+        faster than the budget it was made for serves the smaller one.
         """
         self._train_first_choices(budgets_ms, candidates)
-        for budget_ms in sorted(budgets_ms):
-            too_slow: list[float] = []
-            for candidate in shortlist([budget_ms], candidates, self.settings)[0]:
-                try:
-                    latency_ms = self._latency_ms(self._model(candidate, budget_ms))
-                except EvaluationError as error:
-                    log.warning("%s; trying the next candidate for %.4g ms", error, budget_ms)
-                    continue
-                if latency_ms <= budget_ms:
-                    break
-                too_slow.append(latency_ms)
-                log.info("exported %s is slower than %.4g ms; trying the next candidate", candidate.arch_id, budget_ms)
+        too_slow = {budget_ms: self._make_one(budget_ms, candidates) for budget_ms in sorted(budgets_ms)}
+        for budget_ms, slower_ms in too_slow.items():
             fitting = [model for model in self._models() if self._latency_ms(model) <= budget_ms]
             if fitting:
                 yield self._entry(budget_ms, max(fitting, key=lambda model: float(model["accuracy"]["validation"])))
             else:
-                yield Delivered(budget_ms, False, self.miss(budget_ms, too_slow, candidates), target=self.goal.label,
+                yield Delivered(budget_ms, False, self.miss(budget_ms, slower_ms, candidates), target=self.goal.label,
                                 budgets_ms=self.goal.budgets_at(budget_ms))
+
+    def _make_one(self, budget_ms: float, candidates: Sequence[Candidate]) -> list[float]:
+        """Makes models until one meets the budget; returns the latencies (ms) of those before it."""
+        too_slow: list[float] = []
+        for candidate in shortlist([budget_ms], candidates, self.settings)[0]:
+            try:
+                latency_ms = self._latency_ms(self._model(candidate, budget_ms))
+            except EvaluationError as error:
+                log.warning("%s; trying the next candidate for %.4g ms", error, budget_ms)
+                continue
+            if latency_ms <= budget_ms:
+                break
+            too_slow.append(latency_ms)
+            log.info("exported %s is slower than %.4g ms; trying the next candidate", candidate.arch_id, budget_ms)
+        return too_slow
 
     def _train_first_choices(self, budgets_ms: Sequence[float], candidates: Sequence[Candidate]) -> None:
         """Whatever the others turn out to be, these are made: so they may be trained before any is measured."""

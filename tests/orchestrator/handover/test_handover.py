@@ -155,6 +155,18 @@ def test_larger_budgets_never_get_worse_models_and_models_are_made_once(tmp_path
     assert bench.ahead == [SPACE.arch_id(row) for row in (ROWS[3], ROWS[0], ROWS[1])], "first choices, together"
 
 
+def test_a_file_faster_than_measured_before_serves_the_smaller_budget_too(tmp_path: Path) -> None:
+    first, *_, last = handover(Bench({}, ids([1, 2, 3, 4])), tmp_path / "all").deliver(
+        [1.5, 2.5, 3.5, 4.5], candidates([1, 2, 3, 4], [0.6, 0.7, 0.8, 0.9]))
+    assert (first.accuracy or 0) < (last.accuracy or 0)
+    worse, better = (Candidate(np.array(entry.tokens, np.int8), entry.arch_id, accuracy, ms, ms)
+                     for entry, accuracy, ms in ((first, 0.6, 1.0), (last, 0.7, 2.0)))
+    bench = Bench({}, {worse.arch_id: 1.0, better.arch_id: 0.9})
+    made = list(handover(bench, tmp_path / "two").deliver([1.5, 2.5], [worse, better]))
+    assert [entry.arch_id for entry in made] == [better.arch_id] * 2
+    assert len(bench.trained) == 2
+
+
 def test_finalists_are_each_budgets_best_ranked_by_their_final_weights(tmp_path: Path) -> None:
     names = [SPACE.arch_id(row) for row in ROWS]
     found = candidates([1, 2, 2.1, 4], [0.6, 0.7, 0.8, 0.9])
