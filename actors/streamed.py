@@ -2,10 +2,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +12,10 @@ from numpy.typing import NDArray
 from actors.data import LabelledImages
 from actors.decoding import Decoder, check_like
 from actors.encoded import EncodedImages
+from actors.threads import in_threads
 from searchspaces.errors import DataError
 
 HEAD = 2**16    # bytes that hold the header of nearly every image file
-QUEUED = 4096   # images that wait for a thread; each is an object
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +47,7 @@ class StreamedImages(LabelledImages):
                 digest = hashlib.blake2b(head, digest_size=8, key=size.to_bytes(8, "little")).digest()
                 heads[row] = int.from_bytes(digest, "little")
 
-            _in_threads(look, range(len(source)))
+            _all(look, range(len(source)))
         first: tuple[int, ...] = tuple(shapes[0].tolist())
         for row in np.flatnonzero((shapes != shapes[0]).any(axis=1))[:1].tolist():
             check_like(source.where(row), tuple(shapes[row].tolist()), first)
@@ -78,7 +76,7 @@ class StreamedImages(LabelledImages):
                 check_like(where, pixels.shape, self.shape)     # the file may have changed since
                 out[place] = pixels
 
-            _in_threads(decode, range(len(wanted)) if only is None else only.tolist())
+            _all(decode, range(len(wanted)) if only is None else only.tolist())
         return out
 
     def shared_with(self, others: Sequence[StreamedImages]) -> int:
@@ -97,14 +95,7 @@ class StreamedImages(LabelledImages):
             return hashlib.sha256(get(int(self.rows[place]), -1)[0]).digest()
 
 
-def _in_threads(work: Callable[[int], Any], places: Sequence[int]) -> None:
-    """As many threads as torch may use in this process: the CPUs it has been given."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        for place in places:
-            work(place)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(places), QUEUED):
-            for _ in pool.map(work, places[start:start + QUEUED]):
-                pass
+def _all(work: Callable[[int], None], places: Iterable[int]) -> None:
+    """In as many threads as torch may use in this process: the CPUs it has been given."""
+    for _ in in_threads(work, places, torch.get_num_threads()):
+        pass

@@ -3,17 +3,16 @@ refused in one sentence, what is doubtful is said. Runs that exist are not judge
 """
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from orchestrator.data.imagefiles import SUFFIXES, labels_of
+from actors.threads import in_threads
+from orchestrator.data.imagefiles import SUFFIXES, files_by_class, is_image, labels_of
 from searchspaces.errors import DataError
 
 LEAST_PER_CLASS = 10        # below, the splits hold too few images of a class to choose or judge by
@@ -62,20 +61,12 @@ def check_files(kind: str, train: Path, test: Path | None, names: Sequence[str] 
 
 
 def _look(folder: Path) -> Files:
-    """Hidden files and folders are left out, as by the reader."""
-    classes: dict[str, list[Path]] = {}
-    others: Counter[str] = Counter()
-    stray = 0
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            files = [file for file in sorted(entry.rglob("*")) if file.is_file() and not file.name.startswith(".")]
-            classes[entry.name] = [file for file in files if file.suffix.lower() in SUFFIXES]
-            others.update(file.suffix.lower() for file in files if file.suffix.lower() not in SUFFIXES)
-        elif entry.suffix.lower() in SUFFIXES:
-            stray += 1
-    return Files(classes, stray, others)
+    """As the reader finds them."""
+    files = files_by_class(folder)
+    others = Counter(file.suffix.lower() for of_class in files.values() for file in of_class if not is_image(file))
+    stray = sum(is_image(entry) and entry.is_file() and not entry.name.startswith(".") for entry in folder.iterdir())
+    return Files({name: [file for file in of_class if is_image(file)] for name, of_class in files.items()}, stray,
+                 others)
 
 
 def _refuse_splits(folder: Path) -> None:
@@ -142,18 +133,11 @@ def _endings(others: Counter[str]) -> str:
 
 def _refuse_unreadable(images: Sequence[Path]) -> None:
     """By their first bytes; a file that ends early is found when it is decoded."""
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        broken = [image for image, opens in zip(images, _chunked(pool, images)) if not opens]
+    broken = [image for image, opens in zip(images, in_threads(_opens, images), strict=True) if not opens]
     if broken:
         more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         raise DataError(f"{len(broken)} of {len(images)} image files cannot be read: "
                         f"{', '.join(map(str, broken[:NAMED]))}{more}; repair or remove them")
-
-
-def _chunked(pool: ThreadPoolExecutor, images: Sequence[Path], chunk: int = 4096) -> Iterator[bool]:
-    """`pool.map` would hold a future per file at once."""
-    for start in range(0, len(images), chunk):
-        yield from pool.map(_opens, images[start:start + chunk])
 
 
 def _opens(path: Path) -> bool:

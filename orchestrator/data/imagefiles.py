@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from actors.data import Images, LabelledImages, stratified
 from actors.decoding import Decoder, check_like, first_line
 from actors.encoded import EncodedImages, FolderFiles, ParquetRows
 from actors.streamed import StreamedImages
+from actors.threads import in_threads
 from searchspaces.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -123,16 +122,26 @@ def labels_of(path: Path, folder: bool) -> tuple[NDArray[np.int64], tuple[str, .
 
 def _folder_files(path: Path, names: tuple[str, ...] | None = None) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
     """Image files with their labels, and the names of the classes: those given, or of the sub-folders."""
-    found = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    found = files_by_class(path)
     if names is not None and set(found) - set(names):
         raise DataError(f"{path} has a class '{min(set(found) - set(names))}' that the training folder lacks; "
                         f"known classes: {', '.join(names)}")
-    classes = names or found
-    files = [(file, label) for label, name in enumerate(classes) if name in found
-             for file in sorted((path / name).rglob("*")) if file.suffix.lower() in SUFFIXES]
+    classes = names or tuple(found)
+    files = [(file, label) for label, name in enumerate(classes) for file in found.get(name, []) if is_image(file)]
     if not files:
         raise DataError(f"{path} holds no images; put them into one sub-folder per class ({', '.join(SUFFIXES)})")
     return files, classes
+
+
+def files_by_class(path: Path) -> dict[str, list[Path]]:
+    """The files of every sub-folder, sorted; what is hidden is left out (some systems put `._1.jpg` beside `1.jpg`)."""
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return {folder.name: [file for file in sorted(folder.rglob("*")) if file.is_file()
+                          and not file.name.startswith(".")] for folder in folders}
+
+
+def is_image(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES
 
 
 def _limited(labels: NDArray[np.int64], how: Reading, path: Path) -> NDArray[np.int64]:
@@ -198,23 +207,10 @@ def _decode(items: Iterable[tuple[str, bytes]], count: int, decoder: Decoder) ->
     def decode(item: tuple[str, bytes]) -> tuple[str, NDArray[np.uint8]]:
         return item[0], decoder.pixels(*item)
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for row, (where, image) in enumerate(_in_order(pool, decode, items)):
-            if images is None:
-                images = np.empty((count, *image.shape), dtype=np.uint8)
-            check_like(where, image.shape, images.shape[1:])
-            images[row] = image
+    for row, (where, image) in enumerate(in_threads(decode, items)):
+        if images is None:
+            images = np.empty((count, *image.shape), dtype=np.uint8)
+        check_like(where, image.shape, images.shape[1:])
+        images[row] = image
     assert images is not None
     return images
-
-
-def _in_order(pool: ThreadPoolExecutor, decode: Callable[[tuple[str, bytes]], tuple[str, NDArray[np.uint8]]],
-              items: Iterable[tuple[str, bytes]], chunk: int = 2048) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """`pool.map` in pieces: it would otherwise hold every encoded image at once."""
-    pending: list[tuple[str, bytes]] = []
-    for item in items:
-        pending.append(item)
-        if len(pending) == chunk:
-            yield from pool.map(decode, pending, chunksize=64)
-            pending = []
-    yield from pool.map(decode, pending, chunksize=64)

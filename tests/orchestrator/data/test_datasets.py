@@ -129,6 +129,7 @@ def make_folder(root: Path, classes: dict[str, int], seed: int = 0) -> Path:
 def test_folder_has_a_class_per_subfolder(tmp_path: Path) -> None:
     train = make_folder(tmp_path / "train", {"zebra": 6, "ant": 6})
     test = make_folder(tmp_path / "test", {"zebra": 3}, seed=50)
+    (train / "ant" / "._1.jpg").write_bytes(b"no image, whatever its name ends with")
     splits = load_dataset(DataSettings(name="folder", train=train, test=test))
     assert splits.classes == ("ant", "zebra") and splits.test.labels.tolist() == [1, 1, 1]
     assert len(splits.train) + len(splits.val) == 12
