@@ -210,7 +210,7 @@ class ClusterSettings(Section):
     cpus: int | None = Field(None, ge=1, le=4096, description=(
         "CPUs of the local Ray; none: all cores, at least 3 slots"))
     device_wait_s: float = Field(600.0, gt=0, le=DAYS_30_S, description=(
-        "longest wait for a node with the target's device, where an autoscaler can add one"))
+        "longest wait for a node with the target's device, or with room for a worker, where an autoscaler can add one"))
     local_fallback: bool = Field(True, description="without such a node measure on the driver's own processor; false: "
                                                    "end with an error")
     object_store_mb: int | None = Field(None, ge=80, le=10_000_000, description="its memory for shared objects; none: "

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.latency.status import GROUP, NAMESPACE
 from actors.latency.worker import LatencyWorker, Probe
@@ -196,5 +197,9 @@ class Device:
         self._created += 1
         options = {"name": f"{self.name}-{self._created}", "namespace": NAMESPACE, "num_cpus": 1, "max_restarts": -1,
                    "max_task_retries": 0, **self._options}
+        if not (options["num_cpus"] or options.get("num_gpus") or options.get("resources")):
+            # It takes nothing, so Ray may put it anywhere, and a node that an autoscaler added could not leave.
+            here = ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
         worker: Any = ray.remote(concurrency_groups={GROUP: 1})(LatencyWorker)  # type: ignore[call-overload]
         return worker.options(**options).remote(*self._arguments)

@@ -102,8 +102,12 @@ class RolloutPool:
     @property
     def capacity(self) -> int:
         """How many more rows keep all workers busy until the next look."""
-        active = sum(not worker.retiring for worker in self._workers)
-        return max(0, 2 * active * self._rows_per_call() - self.outstanding)
+        return max(0, 2 * self.workers * self._rows_per_call() - self.outstanding)
+
+    @property
+    def workers(self) -> int:
+        """With those that are still starting, or wait for a node."""
+        return sum(not worker.retiring for worker in self._workers)
 
     @property
     def ready_workers(self) -> int:

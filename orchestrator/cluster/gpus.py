@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+
 from orchestrator.data.accuracy import Gpus
 from searchspaces.errors import ClusterError
 
@@ -34,6 +36,11 @@ class GpuOffer:
         """From `ray.nodes()`."""
         each = [float(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]]
         return GpuOffer(sum(each), max(each, default=0.0))
+
+    @staticmethod
+    def here() -> GpuOffer:
+        """Of the cluster that this process is connected to."""
+        return GpuOffer.of_nodes(ray.nodes())
 
     def check(self, asked: float, setting: str) -> float:
         """`asked` of one worker. ClusterError if no node has as much."""

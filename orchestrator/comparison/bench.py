@@ -45,6 +45,7 @@ class FixedBench(ClusterBench):
         self.run.progress.stage("compare: fine-tune", total=len(tokens_NT), done=0)
         start, train = ray.put(self.fixed.start()), ray.put(self.run.splits.train)
         places, cpus, gpus = services.tuners()
+        services.room_to_train("fine-tuning", cpus, gpus, "supernet.cpus or supernet.gpus")
 
         def submit(resolution: int) -> ray.ObjectRef:
             graph = self.fixed.space.graph(self.fixed.tokens(resolution))

@@ -65,6 +65,7 @@ def evaluate_architectures(run: RunContext, tokens_NT: Tokens) -> list[Trial]:
         while rollouts.outstanding:
             run.stop.check()
             done |= dict(rollouts.collect(timeout_s=POLL_S))
+            run.services.tell_of_missing_rollouts()
         fresh = record_trials(run, [(Proposal(row), done[arch_id]) for arch_id, row in missing.items()])
         recorded |= {trial.arch_id: trial for trial in fresh}
     return [recorded[run.space.arch_id(row)] for row in tokens_NT]

@@ -88,6 +88,7 @@ def retrain_missing(run: RunContext, retrained: Retrained, tokens_NT: Tokens) ->
     run.services.begin_training()
     run.services.close_rollouts()  # their CPUs and GPUs are for the trainers now
     gpus = run.services.trainer_gpus(recipe)
+    run.services.room_to_train("retraining", recipe.cpus, gpus, "accuracy.cpus or accuracy.gpus")
     train = ray.put(run.splits.train)
 
     def submit(row: Tokens) -> ray.ObjectRef:

@@ -30,11 +30,12 @@ from actors.targets.target import Claim
 from orchestrator.cluster.embedded import usable_cores
 from orchestrator.cluster.gpus import PER_GPU, GpuOffer, places, rollout_share, trainer_share
 from orchestrator.cluster.joining import total_cpus
+from orchestrator.cluster.room import Need, Waits
 from orchestrator.cluster.team import Team, supernet_team
 from orchestrator.cluster.waiting import devices_when_there
 from orchestrator.config import Config
 from orchestrator.controllers.controller import LatencyModel, Proposal
-from orchestrator.data.accuracy import Recipe, TableAccuracy, TrainingAccuracy
+from orchestrator.data.accuracy import Gpus, Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.data.sources import read_table
 from orchestrator.record.goals import Goal, goal_model, read_goals, target_state
 from orchestrator.record.store import RunStore
@@ -53,6 +54,7 @@ from searchspaces.space import SearchSpace, Tokens
 
 log = logging.getLogger(__name__)
 KNOWLEDGE_TIME_OUT_S = 30.0
+ROLLOUTS = "rollout workers"
 
 
 class Services:
@@ -65,9 +67,11 @@ class Services:
         self._preprocessing = preprocessing
         self._local, self._check = local, check
         self.say: Callable[[str], None] = log.warning       # what a user should hear
+        self._waits = Waits(store, config.cluster.device_wait_s, local, check)
         self._latency: dict[str, tuple[LatencyPool, list[Claim]]] = {}
         self._supernet: SupernetService | None = None
         self._rollouts: RolloutPool | None = None
+        self._rollout_need = Need(ROLLOUTS, {})
         self._knowledge: KnowledgeService | None = None
 
     def latency(self, label: str) -> LatencyPool:
@@ -113,11 +117,23 @@ class Services:
             if isinstance(accuracy, TrainingAccuracy):
                 settings = replace(settings, workers=self.trainers(accuracy), num_cpus=accuracy.cpus,
                                    num_gpus=self.trainer_gpus(accuracy))
+            self._waits.room(need := _rollout_need(settings, accuracy.source), self.say)    # one worker is enough
+            settings = replace(settings, start_time_out_s=self._waits.start_time_out_s(settings.start_time_out_s))
+            self._rollout_need = need
             self._rollouts = RolloutPool(self._evaluator_factory(), settings, name=f"rollout-{self._store.name}")
             if accuracy.source == "supernet":
                 self._rollouts.set_weights(*self._supernet_service().publish(
                     version=self._store.state()["weights_version"]))
         return self._rollouts
+
+    def tell_of_missing_rollouts(self) -> None:
+        """Says now and then which workers of a search under way wait for a node."""
+        if self._rollouts is not None:
+            self._waits.workers(self._rollout_need, self._rollouts.ready_workers, self._rollouts.workers, self.say)
+
+    def room_to_train(self, who: str, cpus: int, gpus: float, setting: str) -> None:
+        """Waits until a network trained alone finds room, where a node for it has to be added first."""
+        self._waits.room(Need.of_workers(who, cpus, gpus, setting=setting), self.say)
 
     def begin_batches(self, proposals: Sequence[Proposal]) -> None:
         """The trainings of a batch belong together: all of them start warm, or none. To be called before they are
@@ -141,26 +157,28 @@ class Services:
         if self._rollouts is not None:
             self._rollouts.close()
             self._rollouts = None
+            self._waits.workers(self._rollout_need, 0, 0, self.say)
 
     def trainers(self, recipe: Recipe) -> int:
         """How many architectures are trained at once."""
         if recipe.workers != "auto":
             return recipe.workers
         by_cpu, gpus = self._trainers_by_cpu(recipe), self.trainer_gpus(recipe)
-        return max(1, min(by_cpu, places(gpus, _offer())) if gpus else by_cpu)
+        return max(1, min(by_cpu, places(gpus, GpuOffer.here())) if gpus else by_cpu)
 
     def trainer_gpus(self, recipe: Recipe) -> float:
         """GPUs of each of them."""
         by_cpu = self._trainers_by_cpu(recipe) if recipe.workers == "auto" else recipe.workers
-        return trainer_share(recipe.gpus, by_cpu, _offer())
+        return trainer_share(recipe.gpus, by_cpu, self._offer_with(recipe.gpus, "accuracy.gpus"))
 
     def tuners(self) -> tuple[int, int, float]:
         """How many single networks are fine-tuned at once beside nothing else, and the CPUs and GPUs of each."""
         settings = self._config.supernet
         cpus = 1 if settings.cpus == "auto" else settings.cpus
         by_cpu = self._at_once(cpus)
-        gpus = trainer_share(settings.gpus, by_cpu, _offer())
-        return max(1, min(by_cpu, places(gpus, _offer()))) if gpus else by_cpu, cpus, gpus
+        offer = self._offer_with(settings.gpus, "supernet.gpus")
+        gpus = trainer_share(settings.gpus, by_cpu, offer)
+        return max(1, min(by_cpu, places(gpus, offer))) if gpus else by_cpu, cpus, gpus
 
     def begin_training(self) -> None:
         """Frees GPUs that are measured on, if they are to be trained on too."""
@@ -193,7 +211,11 @@ class Services:
     def _supernet_service(self) -> SupernetService:
         self.begin_training()
         if self._supernet is None:
-            settings = supernet_settings(self._config, *self.trained_for(), self.team())
+            team = self.team()
+            settings = supernet_settings(self._config, *self.trained_for(), team)
+            trained = "weights_version" in self._store.state()      # then its first worker is all that is needed
+            self._waits.room(Need.of_workers("the supernet", team.cpus, team.gpus, 1 if trained else team.workers,
+                                             "supernet.cpus or supernet.gpus"), self.say)
             self._supernet = SupernetService(
                 self._space, self._splits.train, self._preprocessing, settings, self._store.path / "checkpoints",
                 name=f"supernet-{self._store.name}", check=self._check)
@@ -205,7 +227,8 @@ class Services:
         config = self._config
         cores = (training_cores(config) if self._local
                  else total_cpus() - 1 - len(config.targets) - controller_cpus(config))
-        return supernet_team(config.supernet, config.search, cores, _offer())
+        return supernet_team(config.supernet, config.search, cores,
+                             self._offer_with(config.supernet.gpus, "supernet.gpus"))
 
     def finish(self, tokens_T: Tokens) -> ray.ObjectRef:
         """A reference to the weights to hand over, which a task fine-tunes from the supernet's."""
@@ -266,13 +289,20 @@ class Services:
             return 1  # looking up is no work
         if asked != "auto":
             return asked
-        gpus = _offer().total if self._config.search.gpus == "auto" else 0.0
+        gpus = GpuOffer.here().total if self._config.search.gpus == "auto" else 0.0
         return min(self._spare_cpus(), PER_GPU * math.ceil(gpus)) if gpus else self._spare_cpus()
 
     def _rollout_gpus(self) -> float:
         if self._config.accuracy.source != "supernet":
             return 0.0
-        return rollout_share(self._config.search.gpus, self._rollout_count(), self.team().gpus, _offer())
+        asked = self._config.search.gpus
+        return rollout_share(asked, self._rollout_count(), self.team().gpus, self._offer_with(asked, "search.gpus"))
+
+    def _offer_with(self, asked: Gpus, setting: str) -> GpuOffer:
+        """The cluster's GPUs, once a node has as many as one worker asks for, where such a node can be added."""
+        if asked != "auto" and asked > GpuOffer.here().largest_node:
+            self._waits.room(Need.of_workers(f"{setting} {asked:g}", 1, asked, setting=setting), self.say)
+        return GpuOffer.here()
 
     def _trainers_by_cpu(self, recipe: Recipe) -> int:
         return self._at_once(recipe.cpus)
@@ -303,5 +333,6 @@ def _overlap(wanted: Sequence[Claim], held: Sequence[Claim]) -> bool:
     return bool(names(wanted) & names(held))
 
 
-def _offer() -> GpuOffer:
-    return GpuOffer.of_nodes(ray.nodes())
+def _rollout_need(settings: PoolSettings, source: str) -> Need:
+    lower = "accuracy.cpus or accuracy.gpus" if source == "training" else "search.gpus" if settings.num_gpus else ""
+    return Need.of_workers(ROLLOUTS, settings.num_cpus, settings.num_gpus, setting=lower)

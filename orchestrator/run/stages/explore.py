@@ -59,6 +59,7 @@ def _explore(run: RunContext, panel: Panel) -> None:
         panel.observe(trials)
         batches.add(trials, [proposal for _, proposal in in_flight.values()])
         _show(run, trials)
+        run.services.tell_of_missing_rollouts()
     batches.add([], [])
     if statistics := run.services.knowledge_statistics():
         run.store.event("knowledge", **statistics)

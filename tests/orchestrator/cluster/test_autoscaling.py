@@ -1,57 +1,92 @@
-"""Devices of nodes that Ray's own autoscaler (v2) starts on demand and takes away again."""
+"""Ray's own autoscaler (v2) starts nodes when a run asks for what they have, and takes them away again."""
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
+import ray
 
+from orchestrator.cluster.autoscaler import Outlook, in_words, type_needed
+from orchestrator.record.store import RunStore
 from tests.orchestrator.cluster.autoscaling import autoscaling_cluster
+from tests.orchestrator.run.test_search import TINY, check_finished_run, command
 
 ROOT = Path(__file__).parents[3]
-PATIENCE_S = 180
-SCRIPT = """
-import json, sys, time
-from orchestrator.cluster.joining import prepare_environment
-prepare_environment(sys.argv[1])
-import ray
-from orchestrator.cluster import waiting
-from orchestrator.config import ClusterSettings
-from searchspaces.errors import ParetorayError
-ray.init(address=sys.argv[1], log_to_driver=False)
-said, deadline = [], time.monotonic() + 30
-while not waiting.autoscales() and time.monotonic() < deadline:
-    time.sleep(0.5)
-out = {"autoscales": waiting.autoscales(), "before": "latency_cpu" in ray.cluster_resources()}
-found = waiting.devices_when_there("onnx_cpu", {}, ClusterSettings(device_wait_s=90, local_fallback=False), said.append)
-out |= {"claims": [claim.actor for claim in found], "said": said}
-try:        # no type of node has a phone
-    waiting.devices_when_there("android", {"serial": "A1"}, ClusterSettings(device_wait_s=3), said.append)
-except ParetorayError as error:
-    out["impossible"] = str(error)
-deadline = time.monotonic() + 90
-while "latency_cpu" in ray.cluster_resources() and time.monotonic() < deadline:
-    time.sleep(0.5)
-out["after"] = "latency_cpu" in ray.cluster_resources()
-print("RESULT" + json.dumps(out))
-ray.shutdown()
-"""
+PATIENCE_S = 400
+NODE_TYPES = {"latency": {"CPU": 1, "latency_cpu": 1}, "phones": {"CPU": 1, "android:A1": 1},
+              "trainer": {"CPU": 1, "GPU": 1}, "rollout": {"CPU": 4}}
+
+
+def test_sentences_name_the_nodes_and_the_type_that_is_missing() -> None:
+    assert in_words({"CPU": 1.0, "GPU": 0.0, "android:A1": 1}) == '{CPU: 1, "android:A1": 1}'
+    assert "needs a type with resources {CPU: 1, latency_cpu: 1}," in type_needed({"CPU": 0.2, "latency_cpu": 1})
+    assert Outlook().nodes() == ""
+    seen = Outlook(starting={"rollout": 2, "latency": 1}, failed={"trainer": "no capacity"})
+    assert seen.nodes() == ("the autoscaler is starting 1 of type latency and 2 of type rollout; a node of type "
+                            "trainer did not start (no capacity)")
 
 
 @pytest.mark.slow
-def test_the_autoscaler_is_asked_for_the_device_and_its_node_leaves_when_idle() -> None:
-    node_types = {"latency": {"CPU": 1, "latency_cpu": 1}, "rollouts": {"CPU": 2}}
-    with (tempfile.TemporaryDirectory(prefix="auto-") as folder,
-          autoscaling_cluster(Path(folder), node_types) as address):
-        done = subprocess.run([sys.executable, "-c", SCRIPT, address], cwd=ROOT, capture_output=True, text=True,
-                              timeout=PATIENCE_S)
+def test_every_kind_of_node_comes_when_it_is_asked_for_and_leaves_when_idle() -> None:
+    with (tempfile.TemporaryDirectory(prefix="auto-") as folder, tempfile.TemporaryDirectory() as runs,
+          autoscaling_cluster(Path(folder), NODE_TYPES) as address):
+        done = subprocess.run([sys.executable, "-m", "tests.orchestrator.cluster.growing", address, runs], cwd=ROOT,
+                              capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
+    print(done.stderr)
     out = json.loads(done.stdout.rpartition("RESULT")[2].splitlines()[0])
-    assert out["autoscales"] and not out["before"]
-    assert out["claims"] == [{"resources": {"latency_cpu": 1}}]
-    assert "the cluster was asked for one, waiting up to 90 s" in out["said"][0] and len(out["said"]) == 2
-    assert "no node of the cluster announces a device for target android" in out["impossible"]
-    assert not out["after"]
+    assert out["autoscales"] and not {"latency_cpu", "android:A1", "GPU"} & set(out["before"])
+    assert out["processor"] == [{"resources": {"latency_cpu": 1}}]      # from zero, as all others
+    assert [phone["resources"] for phone in out["phone"]] == [{"android:A1": 1}]
+    assert out["trainer"] is None and out["ranks"] is None              # a node's GPU; more CPUs than the others have
+    assert any("target onnx_cpu: no node has the resource 'latency_cpu' yet" in sentence for sentence in out["said"])
+    assert any("the autoscaler is starting 1 of type" in sentence for sentence in out["said"])
+    assert "the supernet" in out["during"][0] and out["waiting"] == {}  # told in state.json as long as it lasts
+
+    assert "no node of the cluster announces a device for target android" in out["no_such_phone"]
+    assert 'needs a type with resources {CPU: 1, "android:B2": 1}' in out["no_such_phone"]
+    assert out["too_large"].startswith("rollout workers: no node of the cluster has {CPU: 16}, and the autoscaler can")
+    assert "a type with resources {CPU: 16}" in out["too_large"] and "lower accuracy.cpus" in out["too_large"]
+    assert out["missing"] == ["0 of 1 rollout workers are there; the cluster has no room for more"]
+
+    assert out["from_table"] == [1.0, 2.0, 3.0]
+    assert out["nodes"] > 1 and len(out["on_head"]) == 4
+    assert all(out["on_head"])                                  # whatever takes no CPU is beside the driver,
+    assert out["shrunk"] and all(out["kept"])                   # holds no node back, and loses none
+    assert out["no_more_starting"]
+
+
+@pytest.mark.soak
+def test_a_search_grows_its_cluster_and_leaves_the_head_alone(tmp_path: Path) -> None:
+    """The head has one CPU: measuring, the supernet's two workers and three rollout workers have to be asked for."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    types = {name: NODE_TYPES[name] for name in ("latency", "rollout")}
+    with tempfile.TemporaryDirectory(prefix="auto-") as folder, autoscaling_cluster(Path(folder), types) as address:
+        begun = time.monotonic()
+        done = subprocess.run(
+            command("search", str(tmp_path / "tiny.yaml"), "--name", "grown", "--runs", str(tmp_path), "--address",
+                    address, "--set", "search.rollouts=3", "--set", "supernet.workers=2"),
+            cwd=ROOT, capture_output=True, text=True, timeout=2 * PATIENCE_S)
+        print("searched in", round(time.monotonic() - begun, 1), "s")
+        assert done.returncode == 0, done.stdout + done.stderr
+        ray.init(address=address, log_to_driver=False)
+        try:
+            begun = time.monotonic()
+            while sum(node["Alive"] for node in ray.nodes()) > 1 and time.monotonic() - begun < PATIENCE_S:
+                time.sleep(0.5)
+            print("shrunk in", round(time.monotonic() - begun, 1), "s")
+            assert [node["Alive"] for node in ray.nodes()].count(True) == 1
+        finally:
+            ray.shutdown()
+    check_finished_run(tmp_path / "grown")
+    state = RunStore(tmp_path / "grown").state()
+    assert "the cluster was asked for one" in state["devices"]["onnx_cpu"] and not state.get("waiting")
+    said = done.stdout + done.stderr
+    assert "the autoscaler is starting 1 of type latency" in said and "1 of type rollout" in said
+    events = [json.loads(line) for line in (tmp_path / "grown" / "events.jsonl").read_text().splitlines()]
+    assert [event["workers"] for event in events if event["kind"] == "epoch"] == [2, 2]

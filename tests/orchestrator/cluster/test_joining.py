@@ -43,20 +43,3 @@ def test_local_ray_offers_the_devices_it_is_given() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True,
                           timeout=240)
     assert "offers 2.0 None" in done.stdout, done.stderr
-
-
-def test_cluster_yaml_is_valid() -> None:
-    import yaml
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    cluster = yaml.safe_load((Path(__file__).parents[3] / "cluster.yaml").read_text())
-    validate_config(prepare_config(cluster))
-    types = cluster["available_node_types"]
-    measuring = {name: next((resource for resource in node["resources"] if resource != "CPU"), "")
-                 for name, node in types.items()}
-    assert measuring == {"head": "", "rollout": "", "latency": "latency_cpu", "gpu": "GPU",
-                         "phones": "android:10.0.0.7:5555"}
-    assert all(node["resources"]["CPU"] >= 2 for node in types.values())    # a worker that measures takes one
-    assert sum(node.get("max_workers", 0) for node in types.values()) == cluster["max_workers"]
-    with pytest.raises(Exception, match="head_node_typ"):
-        validate_config(prepare_config(cluster | {"head_node_typ": "head"}))
