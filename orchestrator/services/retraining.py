@@ -119,7 +119,7 @@ def finished(run: RunContext, keys: Sequence[Key], submit: Callable[[Key], ray.O
     time_out_s = run.config.delivery.retrain_time_out_s
     try:
         while waiting or pending:
-            run.stop.check()
+            run.poll()
             while waiting and len(pending) < at_once():
                 key = waiting.pop(0)
                 pending[submit(key)] = key
