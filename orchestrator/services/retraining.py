@@ -92,7 +92,7 @@ def retrain_missing(run: RunContext, retrained: Retrained, tokens_NT: Tokens) ->
 
     def submit(row: Tokens) -> ray.ObjectRef:
         return submit_retraining(run.space, row, train, run.preprocessing, retrained.settings, retrained.unfinished,
-                                 recipe.cpus, gpus)
+                                 recipe.cpus, gpus, run.store.name)
 
     with contextlib.closing(finished(run, waiting, submit, lambda: run.services.trainers(recipe), "retraining",
                                      "delivery.retrain_epochs")) as done:
