@@ -17,6 +17,7 @@ from orchestrator.record import raymetrics
 from orchestrator.record.metrics import RunMetrics
 
 ROOT = Path(__file__).parents[3]
+OURS = ("controller", "stage", "target", "state", "le")
 ROWS = [
     {"sequence": 0, "latency_ms": 2.0, "accuracy": 0.5, "reward": 0.1, "duration_s": 0.2, "controller": "pnag"},
     {"sequence": 1, "latency_ms": 4.0, "accuracy": None, "reward": None, "duration_s": 1.5, "controller": "pnag",
@@ -128,7 +129,7 @@ def scrape(url: str, run: str) -> dict[str, float]:
             name, rest = line.split("{", 1)
             labels, value = rest.rsplit("}", 1)
             pairs = dict(part.split("=", 1) for part in labels.split(",") if "=" in part)
-            ours = ",".join(f"{key}={pairs[key]}" for key in ("controller", "stage", "target", "state", "le") if key in pairs)
+            ours = ",".join(f"{key}={pairs[key]}" for key in OURS if key in pairs)
             found[f"{name.removeprefix('ray_paretoray_')}{{{ours}}}".replace('"', "")] = float(value.split()[0])
     return found
 
