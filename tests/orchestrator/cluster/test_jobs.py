@@ -83,7 +83,8 @@ def head() -> Iterator[Head]:
 def test_search_by_address(head: Head, tmp_path: Path) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY)
-    process = start("search", str(config), "--name", "there", "--runs", str(tmp_path / "runs"), "--address", head.address)
+    process = start("search", str(config), "--name", "there", "--runs", str(tmp_path / "runs"), "--address",
+                    head.address)
     output = finish(process)
     assert process.returncode == 0, output
     run = tmp_path / "runs" / "there"
@@ -226,7 +227,8 @@ known = store.internal_kv_get(key, namespace=KV_NAMESPACE_CLUSTER)
 asked(address)
 try:
     for change in ({"ray_version": "2.41.0"}, {"python_version": "3.9.1"}):
-        store.internal_kv_put(key, json.dumps(json.loads(known) | change).encode(), True, namespace=KV_NAMESPACE_CLUSTER)
+        changed = json.dumps(json.loads(known) | change).encode()
+        store.internal_kv_put(key, changed, True, namespace=KV_NAMESPACE_CLUSTER)
         asked(address)
 finally:
     store.internal_kv_put(key, known, True, namespace=KV_NAMESPACE_CLUSTER)

@@ -58,5 +58,8 @@ def test_cluster_yaml_is_valid() -> None:
                          "phones": "android:10.0.0.7:5555"}
     assert all(node["resources"]["CPU"] >= 2 for node in types.values())    # a worker that measures takes one
     assert sum(node.get("max_workers", 0) for node in types.values()) == cluster["max_workers"]
+    commands = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
+    assert all(line.startswith("RAY_AUTH_MODE=token ") for line in commands if "ray start" in line)
+    assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token", "or the nodes have no token, or another"
     with pytest.raises(Exception, match="head_node_typ"):
         validate_config(prepare_config(cluster | {"head_node_typ": "head"}))
