@@ -193,6 +193,22 @@ def report(run: RunName, runs: Runs = RUNS) -> None:
 
 
 @app.command()
+def dashboard(out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("monitoring"),
+              ray_folder: Annotated[Path | None, typer.Option(help="Where Ray keeps its sessions on the head; default: "
+                                                                   "RAY_TMPDIR or /tmp, and ray.")] = None) -> None:
+    """Write a Grafana dashboard, a configuration of Prometheus and its alarms, for searches on a Ray cluster."""
+    prepare_environment(None)
+    from ray._common.utils import get_default_ray_temp_dir
+
+    from orchestrator.record.dashboard import PROMETHEUS_FILE, write_dashboard
+
+    for path in write_dashboard(out, ray_folder or Path(get_default_ray_temp_dir())):
+        stdout.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    stdout.print(f"on the head: prometheus --config.file={out / PROMETHEUS_FILE} --web.listen-address=127.0.0.1:9090",
+                 markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def keys(section: Annotated[str | None, typer.Argument(
              help="supernet, accuracy.training, controller.pnag, target.onnx_cpu, space.module:Class, ...")] = None,
          as_json: AsJson = False) -> None:

@@ -39,7 +39,9 @@ def one_thread() -> Iterator[None]:
 def ray_local() -> Iterator[None]:
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, resources={"latency_cpu": 1})
+    with pytest.MonkeyPatch.context() as patch:     # metrics arrive within a second, gauges go after two
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        ray.init(address="local", num_cpus=4, include_dashboard=False, resources={"latency_cpu": 1})
     yield
     ray.shutdown()
 

@@ -1,14 +1,17 @@
 """One device as its pool sees it: the actor's handle, what it is doing, and whether it can be trusted.
 
-    starting --probe answers--> ready --send--> busy --outcomes--> ready
+    starting --probe answers--> ready --send--> busy --outcomes--> ready --release--> waiting --its turn--> starting
        ^   |                                     |
        |   +-- max_failures probes fail, or it rests for more than rest_s --> quarantined (for good)
        +------ worker died, no answer in time, nothing in the call worked, it has to rest
+
+While another search has the device a start is waiting too, and no failure.
 """
 from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +21,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.latency.status import GROUP, NAMESPACE
+from actors.latency.turns import claim_name, claims_on, device_key, search_of, waiting_claims
 from actors.latency.worker import LatencyWorker, Probe
 from actors.targets.target import LatencySample
 from searchspaces.errors import DeviceRestingError, ParetorayError
@@ -25,14 +29,17 @@ from searchspaces.space import SearchSpace, Tokens
 
 log = logging.getLogger(__name__)
 LONGEST_WAIT_S = 30.0
-DeviceState = Literal["starting", "ready", "quarantined"]
+LOOK_S = 5.0        # between two looks at who wants or has a device
+DeviceState = Literal["starting", "ready", "waiting", "quarantined"]
 Outcome = LatencySample | str | None    # a string says why there is no sample; None: it was not tried
 
 
 @dataclass(frozen=True)
 class LatencyPoolSettings:
     """`per_call`: networks that travel in one call, None: as many as the target says. A call may take `time_out_s` for
-    every network and visit in it. `rest_s`: how long a device may rest (heat, another user) before it is given up."""
+    every network and visit in it. `rest_s`: how long a device may rest (heat, another user) before it is given up.
+    `share_s`: how long a search measures while others wait for the device; one that has to wait for more than
+    `turn_time_out_s` gives it up."""
 
     per_call: int | None = None
     time_out_s: float = 120.0
@@ -40,6 +47,8 @@ class LatencyPoolSettings:
     max_failures: int = 3
     retry_wait_s: float = 0.5
     rest_s: float = 900.0
+    share_s: float = 120.0
+    turn_time_out_s: float = 3600.0
 
 
 @dataclass(frozen=True)
@@ -68,14 +77,18 @@ class Job:
 
 
 class Device:
-    """`call` is the one answer that is awaited: of a probe while `jobs` is empty, of a measurement otherwise."""
+    """`call` is the one answer that is awaited: of a probe while `jobs` is empty, of a measurement otherwise. `search`:
+    who measures, for names."""
 
-    def __init__(self, name: str, options: Mapping[str, Any], settings: LatencyPoolSettings,
+    def __init__(self, search: str, options: Mapping[str, Any], settings: LatencyPoolSettings,
                  arguments: tuple[SearchSpace, str, Mapping[str, Any], tuple[int, int] | None]) -> None:
-        self.name, self._settings = name, settings
-        self._options, self._arguments = options, arguments
+        self.key = device_key(options)
+        self.name, self._search, self._tag = self.key or arguments[1], search, uuid.uuid4().hex[:6]
+        self._settings, self._options = settings, options
+        self._arguments = (*arguments, f"{self.name} for {search}")
         self._created = 0
-        self._handle = self._create()
+        self._handle: Any = self._create()      # None: another search's turn
+        self.holder = ""                        # the search that has the device while this one waits
         self.call: ray.ObjectRef | None = None
         self.probe: Probe | None = None
         self.quarantined = ""           # the reason
@@ -84,7 +97,13 @@ class Device:
         self._jobs: list[Job] = []
         self._deadline = self._not_before = 0.0
         self._failed_probes = 0
-        self._down_since = time.monotonic()
+        self._down_since = self._held_since = self._used = self._looked = time.monotonic()
+        self._turn_since: float | None = None
+
+    @property
+    def claim(self) -> str:
+        """The name of its worker."""
+        return claim_name(self.name, self._search, f"{self._tag}-{self._created}")
 
     @property
     def due(self) -> bool:
@@ -96,9 +115,36 @@ class Device:
     def ready(self) -> bool:
         return self.probe is not None and self.call is None and not self.quarantined
 
+    @property
+    def released(self) -> bool:
+        return self._handle is None
+
+    def activity(self) -> str:
+        """One word for metrics."""
+        return ("quarantined" if self.quarantined else "measuring" if self._jobs else "waiting" if self.holder or
+                self.released else "starting" if self.probe is None else "idle")
+
+    def spared(self, needed: bool) -> bool:
+        """May another search have it now? `needed`: networks wait for it here."""
+        now = time.monotonic()
+        enough = now - self._held_since >= self._settings.share_s
+        return bool(self.key) and self.ready and (enough if needed else now - self._used >= LOOK_S)
+
+    def release(self) -> None:
+        """To another search; the next probe claims it again."""
+        ray.kill(self._handle)
+        self._handle, self.call, self.probe = None, None, None
+        self._not_before = time.monotonic() + LOOK_S    # who waits is faster
+
     def send_probe(self, reference_ms: float | None) -> None:
+        now = time.monotonic()
+        if self._handle is None:
+            if len(claims_on(self.key)) > self._units():
+                self._not_before = now + LOOK_S
+                return
+            self._handle = self._create()
         self.call = self._handle.probe.remote(reference_ms)
-        self._deadline = time.monotonic() + self._settings.start_time_out_s
+        self._deadline, self._looked = now + self._settings.start_time_out_s, now
 
     def send(self, jobs: list[Job], reference_ms: float, waiting: int) -> None:
         """`waiting`: requests that stay behind in the queue."""
@@ -114,6 +160,8 @@ class Device:
         if self.call is None:
             return []
         if not ray.wait([self.call], timeout=0)[0]:
+            if self.probe is None:
+                self._look_whose_turn()
             return self._expire() if time.monotonic() > self._deadline else []
         try:
             answer = ray.get(self.call)
@@ -127,6 +175,9 @@ class Device:
             if not self._jobs and patience_s > 0:   # its new process is on the way
                 self.call, self._not_before = None, time.monotonic() + self._settings.retry_wait_s
                 return []
+            if not self._jobs and self._waits_for_turn():   # Ray gave the device away while it restarted
+                self.release()
+                return []
             return self._end(f"the latency worker died ({str(error).splitlines()[0]})")
         except RayError as error:
             if isinstance(error, ActorDiedError) and not self._jobs:
@@ -136,24 +187,30 @@ class Device:
             return self._end(f"the latency worker {'died' if died else 'was lost'} ({str(error).splitlines()[0]})")
         if isinstance(answer, Probe):
             self.call, self.probe, self.trouble, self._failed_probes = None, answer, "", 0
+            self._held_since = self._used = time.monotonic()
+            self.holder, self._turn_since = "", None
             return []
         return self._take_in(answer if isinstance(answer, list) else [answer])
 
     def health(self) -> DeviceHealth:
-        state: DeviceState = "quarantined" if self.quarantined else "starting" if self.probe is None else "ready"
+        state: DeviceState = ("quarantined" if self.quarantined else "waiting" if self.holder or self.released else
+                              "starting" if self.probe is None else "ready")
         host, pid = (self.probe.host, self.probe.pid) if self.probe is not None else ("", 0)
         return DeviceHealth(self.name, state, self.quarantined or self.trouble, host, pid, self.measured)
 
     def quarantine(self, reason: str) -> None:
         log.warning("latency device %s is quarantined: %s", self.name, reason)
         self.quarantined, self.probe = reason, None
-        self._handle.quarantine.remote(reason)      # nobody waits for the answer: the worker may be gone
+        if self._handle is not None:
+            self._handle.quarantine.remote(reason)      # nobody waits for the answer: the worker may be gone
 
     def close(self) -> None:
-        ray.kill(self._handle)
+        if self._handle is not None:
+            ray.kill(self._handle)
 
     def _take_in(self, outcomes: list[LatencySample | str]) -> list[tuple[Job, Outcome]]:
         jobs, self._jobs, self.call = self._jobs, [], None
+        self._used = time.monotonic()
         samples = [outcome for outcome in outcomes if isinstance(outcome, LatencySample)]
         self.measured += len(samples)
         if not samples:
@@ -192,10 +249,36 @@ class Device:
             self.quarantine(f"{reason}; it has rested for {self._settings.rest_s:g} s")
         return [(job, None) for job in jobs]
 
+    def _look_whose_turn(self) -> None:
+        """A start that waits for another search has more time."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_S and self.key:
+            self._looked = now
+            if self._waits_for_turn():
+                self._deadline = now + self._settings.start_time_out_s
+
+    def _waits_for_turn(self) -> bool:
+        """Does another search have the device, and is the wait for it not too long yet?"""
+        waiting = waiting_claims()
+        others = [name for name in claims_on(self.key) if name != self.claim and name not in waiting]
+        self.holder = search_of(others[0]) if others else ""
+        now = time.monotonic()
+        self._turn_since = (self._turn_since or now) if self.holder else None
+        if self.holder:
+            self.trouble = f"waits for its turn: {self.holder} measures on it"
+        return self._turn_since is not None and now - self._turn_since < self._settings.turn_time_out_s
+
+    def _units(self) -> float:
+        """How many such devices the cluster has."""
+        offered, wanted = ray.cluster_resources(), dict(self._options.get("resources", {}))
+        if self._options.get("num_gpus"):
+            wanted["GPU"] = self._options["num_gpus"]
+        return min(offered.get(name, 0) / amount for name, amount in wanted.items())
+
     def _create(self) -> Any:
         # Retries are the pool's: Ray restarts the process, and only the pool knows which networks may go back to it.
         self._created += 1
-        options = {"name": f"{self.name}-{self._created}", "namespace": NAMESPACE, "num_cpus": 1, "max_restarts": -1,
+        options = {"name": self.claim, "namespace": NAMESPACE, "num_cpus": 1, "max_restarts": -1,
                    "max_task_retries": 0, **self._options}
         if not (options["num_cpus"] or options.get("num_gpus") or options.get("resources")):
             # It takes nothing, so Ray may put it anywhere, and a node that an autoscaler added could not leave.

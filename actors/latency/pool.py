@@ -11,6 +11,7 @@ Identical requests are measured once; what was known or already under way comes 
 clients are served in rounds. A device whose worker dies, or does not answer in time, is probed until it is back; its
 requests go back to the front of the queue and travel alone, so that a network that kills its worker harms no other.
 After `max_failures` a request fails with the reason, and a device that fails that many probes is quarantined.
+Searches that share a device take turns (turns.py): call `give_way` now and then while nothing is measured.
 
 The pool is a plain object in the driver, single-threaded; workers start again without it losing anything. To share one
 between drivers wrap it as an actor (`ray.remote(LatencyPool)`): all arguments and results pickle.
@@ -20,18 +21,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-import uuid
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
 
-from actors.latency.device import Device, DeviceHealth, Job, LatencyPoolSettings, Outcome
+from actors.latency.device import LOOK_S, Device, DeviceHealth, Job, LatencyPoolSettings, Outcome
 from actors.latency.result import LatencyRequest, LatencyResult
-from actors.latency.status import PREFIX
+from actors.latency.turns import waiting_claims
 from actors.latency.worker import Probe
 from actors.targets.catalogue import check_options, target_class
 from actors.targets.target import CPU_RESOURCE, Claim, LatencySample, TargetIdentity
@@ -48,12 +48,14 @@ FILES = "\0files"       # the client of measure_onnx
 class LatencyPool:
     """See the module docstring. Ray must be initialised. `devices`: one claim per device, with the Ray resource that
     keeps it exclusive. `reference_ms` is the stored quiet value of an earlier start. With `image_size` (height, width)
-    networks are timed behind their preprocessing, from such images.
+    networks are timed behind their preprocessing, from such images. `search`: who measures, in names that others see.
+    `say` hears once for whom it waits; `check` is called while waiting and may raise to stop.
     """
 
     def __init__(self, space: SearchSpace, target: str, options: Mapping[str, Any], *,
                  devices: Sequence[Claim] = (DEVICE,), settings: LatencyPoolSettings | None = None,
-                 reference_ms: float | None = None, image_size: tuple[int, int] | None = None) -> None:
+                 reference_ms: float | None = None, image_size: tuple[int, int] | None = None, search: str = "pool",
+                 say: Callable[[str], None] = log.warning, check: Callable[[], None] = lambda: None) -> None:
         check_options(target, options)
         _check_resources(devices)
         self._space, self._target, self._per_call = space, target, target_class(target).per_call
@@ -68,9 +70,9 @@ class LatencyPool:
         self._tickets = 0
         self._submitted: set[int] = set()
         self._done: dict[int, LatencyResult] = {}
-        self._devices = [Device(f"{PREFIX}{target}-{index}-{uuid.uuid4().hex[:6]}", claim.actor, self._settings,
-                                (space, target, {**options, **claim.options}, image_size))
-                         for index, claim in enumerate(devices)]
+        self._say, self._check, self._told, self._looked = say, check, {""}, time.monotonic()
+        self._devices = [Device(search, claim.actor, self._settings,
+                                (space, target, {**options, **claim.options}, image_size)) for claim in devices]
 
     # --- what the driver calls ---------------------------------------------------------------------------------------
 
@@ -138,6 +140,24 @@ class LatencyPool:
         self._pump(0.0)
         return [device.health() for device in self._devices]
 
+    def activities(self) -> dict[str, int]:
+        """How many devices are idle, measuring, starting, waiting for their turn, quarantined."""
+        return dict(Counter(device.activity() for device in self._devices))
+
+    def give_way(self) -> None:
+        """Lets other searches of the cluster have devices that they wait for: at once what is not needed here,
+        the rest after its share of time. Costs a question to Ray every few seconds."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_S or not any(device.ready for device in self._devices):
+            return
+        self._looked = now
+        mine = {device.claim for device in self._devices}
+        wanted = Counter(key for name, key in waiting_claims().items() if name not in mine)
+        for device in self._devices:
+            if wanted[device.key] > 0 and device.spared(needed=self.waiting > 0):
+                wanted[device.key] -= 1
+                device.release()
+
     def close(self) -> None:
         """Ends all workers and forgets what is queued. May be called twice."""
         for device in self._devices:
@@ -177,7 +197,8 @@ class LatencyPool:
         self._queues[job.client].append(job)
 
     @property
-    def _waiting(self) -> int:
+    def waiting(self) -> int:
+        """Requests that no device has yet."""
         return len(self._retries) + sum(map(len, self._queues.values()))
 
     def _take(self) -> list[Job]:
@@ -185,7 +206,7 @@ class LatencyPool:
         if self._retries:
             return [self._retries.popleft()]
         ready = sum(device.probe is not None for device in self._devices)
-        share = math.ceil(self._waiting / max(1, ready))
+        share = math.ceil(self.waiting / max(1, ready))
         jobs: list[Job] = []
         while self._turns and len(jobs) < min(self._settings.per_call or self._per_call, share):
             job = self._queues[self._turns[0]][0]
@@ -224,15 +245,17 @@ class LatencyPool:
     # --- devices ----------------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
+        self.give_way()
         for device in self._devices:
-            if device.due:
+            if device.due and (self.waiting or not device.released):
                 device.send_probe(self._reference_ms)
             elif device.ready and (jobs := self._take()):
                 assert self._reference_ms is not None
-                device.send(jobs, self._reference_ms, self._waiting)
+                device.send(jobs, self._reference_ms, self.waiting)
 
     def _pump(self, patience_s: float) -> None:
         """One step: send what can be sent, wait a little, take in what came back or took too long."""
+        self._check()
         self._dispatch()
         calls = [device.call for device in self._devices if device.call is not None]
         if calls:
@@ -244,6 +267,10 @@ class LatencyPool:
                 self._settle(device, job, outcome)
             if device.probe is not None:
                 self._check_identity(device, device.probe)
+            if device.holder not in self._told:
+                self._told.add(device.holder)
+                self._say(f"target {self._target} waits for its turn: {device.holder} measures on {device.key}; "
+                          "searches that share a device get it in turn")
         if self._devices and all(device.quarantined for device in self._devices):
             self._give_up(f"every device of latency target {self._target} is quarantined, last: "
                           f"{self._devices[-1].quarantined}")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,8 @@ def look_at_all(looks: Sequence[Look], shape: tuple[int, ...], timeout_s: float)
     """All at once, each by a worker on its node; after `timeout_s` the silent ones are given up. No worker is left."""
     worker: Any = ray.remote(DeviceProbe)
     # no CPU: a node whose slots are all taken can still be looked at
-    probes = [worker.options(**{**each.actor, "num_cpus": 0}).remote() for each in looks]
+    probes = [worker.options(**{**each.actor, "num_cpus": 0, "name": f"look at {each.kind}.{uuid.uuid4().hex[:6]}"}
+                             ).remote() for each in looks]
     calls = [probe.look.remote(each.kind, each.options, shape) for probe, each in zip(probes, looks)]
     try:
         ready = set(ray.wait(calls, num_returns=len(calls), timeout=timeout_s)[0]) if calls else set()

@@ -41,8 +41,10 @@ class LatencyWorker:
     """
 
     def __init__(self, space: SearchSpace, target: str, options: Mapping[str, Any],
-                 image_size: tuple[int, int] | None = None) -> None:
+                 image_size: tuple[int, int] | None = None, shown: str = "") -> None:
+        """`shown`: what Ray's dashboard and logs call it."""
         self._space, self._name, self._options, self._image_size = space, target, dict(options), image_size
+        self._shown = shown or target
         self._target: LatencyTarget | None = None
         self._given_ms: float | None = None
         self._activity = Activity(target)
@@ -124,4 +126,4 @@ class LatencyWorker:
         return self._target
 
     def __repr__(self) -> str:
-        return f"LatencyWorker({self._name} on {socket.gethostname()})"
+        return f"LatencyWorker({self._shown})"

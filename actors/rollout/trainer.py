@@ -241,8 +241,10 @@ def retrained_weights(space: SearchSpace, tokens_T: Tokens, train: LabelledImage
 
 
 def submit_retraining(space: SearchSpace, tokens_T: Tokens, train: ray.ObjectRef, preprocessing: Preprocessing,
-                      settings: ProxySettings, folder: str, num_cpus: float = 1, num_gpus: float = 0) -> ray.ObjectRef:
-    """`retrained_weights` as a Ray task. Killed, it is started again by Ray, and loses at most one epoch."""
+                      settings: ProxySettings, folder: str, num_cpus: float = 1, num_gpus: float = 0,
+                      run: str = "") -> ray.ObjectRef:
+    """`retrained_weights` as a Ray task; `run` is for its name. Killed, it is started again by Ray, and loses at most
+    one epoch."""
     task: Any = ray.remote(retrained_weights).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=RETRAIN_RETRIES,
-                                                      name=f"retrain-{space.arch_id(tokens_T)}")
+                                                      name=f"retrain-{space.arch_id(tokens_T)}.{run}")
     return task.remote(space, tokens_T, train, preprocessing, settings, folder, max(1, int(num_cpus)))

@@ -53,8 +53,10 @@ class SupernetActor:
     """See the module docstring. A plain class: Ray wraps it, tests may use it as it is."""
 
     def __init__(self, space: SearchSpace, train: LabelledImages | Sequence[ray.ObjectRef],
-                 preprocessing: Preprocessing, settings: SupernetSettings, checkpoint_dir: str) -> None:
-        """`train` as a list of one reference is fetched here, in every life of the actor."""
+                 preprocessing: Preprocessing, settings: SupernetSettings, checkpoint_dir: str,
+                 name: str = NAME) -> None:
+        """`train` as a list of one reference is fetched here, in every life of the actor. `name` is for people."""
+        self._name = name
         # Ray derives OMP_NUM_THREADS from num_cpus on some paths only.
         torch.set_num_threads(max(1, int(settings.num_cpus)))
         images: LabelledImages = train if isinstance(train, LabelledImages) else ray.get(train[0])
@@ -125,7 +127,7 @@ class SupernetActor:
             try:
                 if self._group is None:
                     self._group = RankGroup(self._space, self._train, self._preprocessing, self._settings,
-                                            self._wanted_ranks)
+                                            self._wanted_ranks, self._name)
                     if self._group.ranks > 1:
                         self._trainer = self._restore(self._group.ranks)
                         self._group.join(self._trainer)
@@ -234,7 +236,7 @@ class SupernetActor:
         return share_correct(network.eval(), self._preprocessing.tensor(probe.read()), torch.from_numpy(probe.labels))
 
     def __repr__(self) -> str:
-        return f"SupernetActor({self._space.space_id})" if hasattr(self, "_space") else "SupernetActor"
+        return f"SupernetActor({self._name})"
 
 
 class SupernetService:
@@ -262,7 +264,7 @@ class SupernetService:
                 name=f"{self._name}.{uuid.uuid4().hex[:6]}", num_cpus=settings.num_cpus, num_gpus=settings.num_gpus,
                 max_restarts=-1, max_task_retries=-1)  # every method may be called again
             with _silent_stderr():  # Ray warns that the images must be kept alive, which `_train` does
-                actor = options.remote(*self._parts)
+                actor = options.remote(*self._parts, self._name)
             answer, deadline = actor.status.remote(), time.monotonic() + START_TIME_OUT_S
             while time.monotonic() < deadline:
                 if ray.wait([answer], timeout=0.5)[0]:
@@ -289,7 +291,7 @@ class SupernetService:
         space, (train,), preprocessing, settings, _ = self._parts
         tuning = TuningSettings(epochs, learning_rate, settings.batch_size, settings.seed, settings.augmentation,
                                 settings.calibration_images, device="cpu")
-        return submit_tuning(f"fine-tune-{space.arch_id(tokens_T)}", space.graph(tokens_T),
+        return submit_tuning(f"fine-tune-{space.arch_id(tokens_T)}.{self._name}", space.graph(tokens_T),
                              self.actor.subnet.remote(tokens_T, version), train, preprocessing, tuning,
                              num_cpus=threads)
 

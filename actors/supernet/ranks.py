@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import uuid
 from typing import Any
 
 import ray
@@ -67,12 +68,13 @@ class RankGroup:
     and a new one starts."""
 
     def __init__(self, space: SearchSpace, train: LabelledImages, preprocessing: Preprocessing,
-                 settings: SupernetSettings, wanted: int) -> None:
+                 settings: SupernetSettings, wanted: int, name: str = "supernet") -> None:
         self._settings = settings
         data = ray.put(train)  # one copy per node for all ranks there
         actor: Any = ray.remote(RankActor)
-        handles = [actor.options(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, max_restarts=0).remote(
-            space, data, preprocessing, settings, f"supernet-rank-{rank}") for rank in range(1, wanted)]
+        handles = [actor.options(name=f"{name}-rank-{rank}.{uuid.uuid4().hex[:6]}", num_cpus=settings.num_cpus,
+                                 num_gpus=settings.num_gpus, max_restarts=0).remote(
+            space, data, preprocessing, settings, f"{name}, rank {rank}") for rank in range(1, wanted)]
         self.handles = _those_that_start(handles, settings.rank_time_out_s)
         ray.get([handle.prepare.remote() for handle in self.handles], timeout=COPY_TIME_OUT_S)
         self.ranks = 1 + len(self.handles)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.targets.target import CPU_RESOURCE
+from orchestrator.cluster.admission import check_admission, has_token
 from orchestrator.cluster.embedded import start_embedded
 from orchestrator.cluster.watch import Watch
 from orchestrator.config import ClusterSettings
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 PACKAGES = ("searchspaces", "actors", "orchestrator")
 REACH_TIMEOUT_S = 3.0
 LOCAL_RESOURCES = {CPU_RESOURCE: 1.0}
-TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 
 
 def prepare_environment(address: str | None) -> None:
@@ -37,10 +37,6 @@ def prepare_environment(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if has_token() and not is_local(address):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def has_token() -> bool:
-    return "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or TOKEN_FILE.exists()
 
 
 def is_local(address: str | None) -> bool:
@@ -85,14 +81,15 @@ def _join(address: str, own: Sequence[str]) -> None:
 
     if address != "auto":
         check_reachable(address)
+        check_admission(address)
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False,
                  runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}} | ({} if inside_job else
                                                                  {"py_modules": [*_package_folders(), *own]}))
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise ClusterError(f"cannot join the Ray cluster at {address} ({str(error).splitlines()[0]}); check the "
-                           "address, and RAY_AUTH_MODE and its token if the cluster asks for one") from error
+        raise ClusterError(f"cannot join the Ray cluster at {address} ({str(error).splitlines()[0]}); check that its "
+                           "nodes run and reach each other, with: ray status") from error
 
 
 def check_reachable(address: str) -> None:

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from actors.targets.target import CPU_RESOURCE
+from orchestrator.cluster.admission import check_admission, has_token, make_token
 from orchestrator.cluster.devices import (
     GPU,
     Announcement,
@@ -30,7 +31,7 @@ from orchestrator.cluster.devices import (
     named_kinds,
 )
 from orchestrator.cluster.embedded import usable_cores
-from orchestrator.cluster.joining import check_reachable, has_token, host_and_port
+from orchestrator.cluster.joining import check_reachable, host_and_port
 from orchestrator.config import load_config
 from orchestrator.interrupt import Interrupted
 from searchspaces.errors import ClusterError, ConfigError
@@ -43,7 +44,8 @@ END_TIMEOUT_S = 30.0
 class NodeOffer:
     """What this machine brings into the cluster at `address`, or into one that it starts (None).
 
-    `authenticate`: the node presents its token, which Ray does only where RAY_AUTH_MODE says so.
+    `authenticate`: the node presents its token, or as a head asks for it, which Ray does only where RAY_AUTH_MODE says
+    so.
     """
 
     address: str | None
@@ -82,7 +84,12 @@ class NodeOffer:
         """For a shell: `ray start ... --resources='{"latency_cpu": 1}'`, every value quoted where it must be."""
         words = [f"{flag}={shlex.quote(value)}" if value else flag
                  for flag, _, value in (argument.partition("=") for argument in self.arguments)]
-        return " ".join([*(["RAY_AUTH_MODE=token"] if self.authenticate else []), "ray", *words])
+        return " ".join([*(f"{name}={value}" for name, value in self.environment.items()), "ray", *words])
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What `ray` is to find in its environment."""
+        return {"RAY_AUTH_MODE": "token"} if self.authenticate else {}
 
     def sentences(self) -> list[str]:
         """One per device, and one per kind that could not be asked."""
@@ -96,12 +103,17 @@ class NodeOffer:
         said.append(f"{kept}: {self.slots} slot{'s' if self.slots > 1 else ''} for Ray's workers")
         if self.address is not None and not self.authenticate:
             said.append("no token was found; if the cluster asks for one, copy ~/.ray/auth_token from its head")
+        if self.address is None and self.authenticate and not has_token():
+            said.append("no token was found; 'ray get-auth-token --generate' makes the cluster's, --start does so by "
+                        "itself")
+        if self.address is None and not self.authenticate:
+            said.append("RAY_AUTH_MODE is disabled: whoever reaches this machine can run anything on the cluster")
         return said
 
     def as_json(self) -> dict[str, Any]:
-        return {"line": self.line, "command": ["ray", *self.arguments], "address": self.address, "cores": self.cores,
-                "measure_cores": self.measure_cores, "num_cpus": self.slots, "gpus": self.gpus,
-                "resources": self.resources,
+        return {"line": self.line, "command": ["ray", *self.arguments], "environment": self.environment,
+                "address": self.address, "cores": self.cores, "measure_cores": self.measure_cores,
+                "num_cpus": self.slots, "gpus": self.gpus, "resources": self.resources,
                 "devices": [{"kind": kind, "resource": name, "amount": amount}
                             for (kind, name), amount in self._devices.items()],
                 "problems": {announcement.kind.name: announcement.problem
@@ -126,7 +138,8 @@ def inspect(address: str | None, names: Sequence[str], config: Path | None, meas
     elif measure_cores >= cores:
         raise ConfigError(f"--measure-cores {measure_cores} leaves Ray none of this machine's {cores} usable cores; "
                           f"reserve at most {cores - 1}")
-    authenticate = address is not None and os.environ.get("RAY_AUTH_MODE") == "token" and has_token()
+    mode = os.environ.get("RAY_AUTH_MODE")
+    authenticate = mode != "disabled" if address is None else mode == "token" and has_token()
     return NodeOffer(address, cores, measure_cores, int(gpu_resources().get(GPU, 0)), announcements, authenticate)
 
 
@@ -134,10 +147,13 @@ def start_node(offer: NodeOffer) -> None:
     """Runs the node in the foreground until it ends or a signal ends it. ClusterError where it does not start."""
     if offer.address is not None:
         check_reachable(offer.address)
+        check_admission(offer.address)
+    elif offer.authenticate and not has_token():
+        make_token()
     stopped: list[int] = []
     # A session of its own: Ctrl-C reaches the node once, from here.
     node = subprocess.Popen([*ray_command(), *offer.arguments, "--block"], start_new_session=True,
-                            env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"})
+                            env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"} | offer.environment)
 
     def end(number: int, _frame: FrameType | None) -> None:
         stopped.append(number)

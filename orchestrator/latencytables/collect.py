@@ -149,7 +149,7 @@ def measure_table(config: Config, count: int, out: Path | None, address: str | N
         pool = LatencyPool(space, target.name, target.options, devices=devices,
                            settings=LatencyPoolSettings(time_out_s=config.latency.time_out_s),
                            reference_ms=existing.head["reference_ms"] if existing is not None else None,
-                           image_size=timed_image_size(config, splits))
+                           image_size=timed_image_size(config, splits), search="measure", check=stop.check)
         try:
             path = out or Path(f"latency-{pool.identity().target_id}.parquet")
             with stop.installed(), Progress(console=console) as progress:

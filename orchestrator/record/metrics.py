@@ -3,9 +3,10 @@
     metrics = RunMetrics(run_dir, "quickstart")
     metrics.set_reference(slowest_ms)            # as soon as it is known: hypervolume is written from here on
     metrics.stage("collect")                     # gauge paretoray_stage, label stage
-    metrics.in_flight(8)
+    metrics.in_flight(8, left=292)
     metrics.trial(row)                           # a row of the trial store, in order of observation
     metrics.latency_measurements(20)
+    metrics.devices("onnx_cpu", {"measuring": 1}, waiting=12)
     metrics.scalar("supernet/loss", 0.31, step=epoch)
     metrics.close()
 
@@ -19,20 +20,36 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.metrics import Counter, Gauge, Histogram
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar as summary
 
 from orchestrator.frontier import RunningFront
+from orchestrator.record.raymetrics import (
+    BEST,
+    DEVICES,
+    EPOCH,
+    EVALUATION_S,
+    FAILED,
+    HYPERVOLUME,
+    IMAGES,
+    IN_FLIGHT,
+    LEFT,
+    MEASUREMENTS,
+    QUEUE,
+    RESTARTS,
+    ROLLOUTS,
+    STAGE,
+    STORE_ERRORS,
+    TRIALS,
+    RayMetrics,
+)
 
-SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000]
-LABELS = ("run", "controller")
 FLUSH_S = 5.0
 log = logging.getLogger(__name__)
 
@@ -42,10 +59,13 @@ class RunMetrics:
     until it is known no hypervolume is written."""
 
     def __init__(self, run_dir: Path, run_name: str, reference_latency_ms: float | None = None) -> None:
-        self._events = _EventFile(run_dir / "tensorboard")
+        self._ray = RayMetrics(run_name) if ray.is_initialized() else None
+        self._store_errors = 0
+        self._events = _EventFile(run_dir / "tensorboard", self._store_error)
         self._front = RunningFront(reference_latency_ms or 0.0)
         self._bounded = reference_latency_ms is not None
-        self._ray = _RayMetrics(run_name) if ray.is_initialized() else None
+        if self._ray is not None:
+            self._ray.set(STORE_ERRORS, self._store_errors)
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """One point of a TensorBoard curve; `step` is a trial sequence or an epoch."""
@@ -65,7 +85,17 @@ class RunMetrics:
             if value == value:  # failed trials have no accuracy; nan would tear the curve
                 self.scalar(name, value, step)
         if self._ray is not None:
-            self._ray.trial(row, self.best_accuracy, self.hypervolume if self._bounded else None)
+            self._trial_in_ray(self._ray, row)
+
+    def _trial_in_ray(self, metrics: RayMetrics, row: Mapping[str, Any]) -> None:
+        controller, duration_s = str(row.get("controller") or "none"), _number(row.get("duration_s"))
+        metrics.count(TRIALS, controller=controller)
+        if row.get("error"):
+            metrics.count(FAILED, controller=controller)
+        if duration_s >= 0:
+            metrics.observe(EVALUATION_S, duration_s, controller=controller)
+        metrics.set(BEST, self.best_accuracy)
+        metrics.set(HYPERVOLUME, self.hypervolume)
 
     def set_reference(self, latency_ms: float) -> None:
         """The bound of the hypervolume from now on; the front so far is kept."""
@@ -89,19 +119,45 @@ class RunMetrics:
 
     def stage(self, name: str) -> None:
         if self._ray is not None:
-            self._ray.stage(name)
+            self._ray.set_one(STAGE, "stage", {name: 1})
 
-    def in_flight(self, trials: int) -> None:
+    def in_flight(self, trials: int, left: int) -> None:
+        """Evaluations under way, and trials that the search still lacks."""
         if self._ray is not None:
-            self._ray.in_flight.set(trials)
+            self._ray.set(IN_FLIGHT, trials)
+            self._ray.set(LEFT, left)
+
+    def rollouts(self, ready: int, restarts: int) -> None:
+        if self._ray is not None:
+            self._ray.set(ROLLOUTS, ready)
+            self._ray.set(RESTARTS, restarts)
+
+    def epoch(self, epoch: int, images_per_s: float) -> None:
+        """Of the supernet, once it is trained."""
+        if self._ray is not None:
+            self._ray.set(EPOCH, epoch)
+            self._ray.set(IMAGES, images_per_s)
 
     def latency_measurements(self, count: int) -> None:
         """Visits of networks on the device, cached answers not counted."""
-        if self._ray is not None and count:
-            self._ray.measurements.inc(count)
+        if self._ray is not None:
+            self._ray.count(MEASUREMENTS, count)
+
+    def devices(self, target: str, states: Mapping[str, int], waiting: int) -> None:
+        """How many devices of the target are in which state, and how many networks wait for them."""
+        if self._ray is not None:
+            self._ray.set_one(DEVICES, "state", states, target=target)
+            self._ray.set(QUEUE, waiting, target=target)
 
     def close(self) -> None:
         self._events.close()
+        if self._ray is not None:
+            self._ray.close()
+
+    def _store_error(self) -> None:
+        self._store_errors += 1
+        if self._ray is not None:
+            self._ray.set(STORE_ERRORS, self._store_errors)
 
 
 class _EventFile:
@@ -111,8 +167,9 @@ class _EventFile:
     is not worth a run: the first error is logged, and nothing is written from then on.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, failed: Callable[[], None]) -> None:
+        """`failed` is called when a write fails."""
+        self._folder, self._failed = folder, failed
         self._writer: EventsWriter | None = None
         self._flushed_s = 0.0
         try:
@@ -143,45 +200,11 @@ class _EventFile:
     def _give_up(self, error: OSError) -> None:
         log.warning("no more TensorBoard scalars are written to %s (%s); the run goes on without them", self._folder,
                     error)
+        self._failed()
         writer, self._writer = self._writer, None
         if writer is not None:
             with contextlib.suppress(OSError):  # it tries what it could not write once more
                 writer.close()
-
-
-class _RayMetrics:
-    def __init__(self, run_name: str) -> None:
-        self.trials = Counter("paretoray_trials", "Trials recorded", LABELS)
-        self.failed = Counter("paretoray_trials_failed", "Trials that ended in an error", LABELS)
-        self.seconds = Histogram("paretoray_evaluation_seconds", "Duration of an evaluation", SECONDS, LABELS)
-        self.measurements = Counter("paretoray_latency_measurements", "Networks timed on the device", ("run",))
-        self.hypervolume = Gauge("paretoray_hypervolume", "Area under the Pareto front, ms times accuracy", ("run",))
-        self.best = Gauge("paretoray_best_accuracy", "Best accuracy of any trial, 0..1", ("run",))
-        self.in_flight = Gauge("paretoray_in_flight", "Evaluations under way", ("run",))
-        self._stage = Gauge("paretoray_stage", "1 for the stage of the run, 0 for the others", ("run", "stage"))
-        self._last_stage = ""
-        for metric in (self.trials, self.failed, self.seconds, self.measurements, self.hypervolume, self.best,
-                       self.in_flight, self._stage):
-            metric.set_default_tags({"run": run_name})
-
-    def trial(self, row: Mapping[str, Any], best_accuracy: float, hypervolume: float | None) -> None:
-        tags = {"controller": str(row.get("controller") or "none")}
-        self.trials.inc(1, tags)
-        if row.get("error"):
-            self.failed.inc(1, tags)
-        duration_s = _number(row.get("duration_s"))
-        if duration_s >= 0:
-            self.seconds.observe(duration_s, tags)
-        if best_accuracy == best_accuracy:
-            self.best.set(best_accuracy)
-        if hypervolume is not None:
-            self.hypervolume.set(hypervolume)
-
-    def stage(self, name: str) -> None:
-        if self._last_stage:
-            self._stage.set(0, {"stage": self._last_stage})
-        self._last_stage = name
-        self._stage.set(1, {"stage": name})
 
 
 def _number(value: Any) -> float:

@@ -8,7 +8,8 @@
     progress.final_table(rows)
 
 On a terminal the panel is drawn by a thread of its own and disappears at the end; elsewhere (CI, job logs) a line is
-printed every `log_every_s` while work advances and at the end of each stage. All methods may be called from any thread.
+printed every `log_every_s` while work advances, every minute of a long step, and at the end of each stage. All methods
+may be called from any thread.
 Rate and time left come from the last minute of the stage, so that a slow start or a resumed run does not distort them.
 A stage of few long steps tells how much of one is done (`part`), so that its time left is known early.
 """
@@ -34,6 +35,7 @@ from rich.text import Text
 RATE_WINDOW_S = 60.0
 MEASURED_S = 10.0   # of work before a stage's duration is told
 WORTH_TELLING_S = 90.0  # shorter ones are over soon
+PART_EVERY_S = 60.0  # between two lines of a long step
 SAMPLE_S = 0.25  # of the rate: advances closer together are one sample, so memory does not grow with the speed
 
 
@@ -69,12 +71,13 @@ class FinalRow:
 
 
 class Progress:
-    """See the module docstring. `console` and `clock` (seconds, monotonic) are given by tests."""
+    """See the module docstring. `console` and `clock` (seconds, monotonic) are given by tests. `heard`: who else
+    is told the lines that are printed where there is no terminal, notes left out."""
 
     def __init__(self, console: Console | None = None, *, title: str = "paretoray", log_every_s: float = 10.0,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+                 clock: Callable[[], float] = time.monotonic, heard: Callable[[str], None] = lambda line: None) -> None:
         self.console = console or Console()
-        self._title, self._log_every_s, self._clock = title, log_every_s, clock
+        self._title, self._log_every_s, self._clock, self._heard = title, log_every_s, clock, heard
         self._lock = threading.RLock()
         self._name, self._total, self._done, self._part = "starting", 0, 0, 0.0
         self._untold = ""     # what a note on the stage's duration is still to be about
@@ -112,7 +115,7 @@ class Progress:
             self._stage_started = self._logged = self._clock()
             self._recent = deque([(self._stage_started, done)])
             if self._live is None:
-                self._print(f"{name}: started" + (f", {total} to do, {done} done" if total else ""))
+                self._log(f"{name}: started" + (f", {total} to do, {done} done" if total else ""))
 
     def advance(self, n: int = 1, **facts: float | str) -> None:
         """n more steps are done; `facts` are the latest values worth reading, by name."""
@@ -122,8 +125,8 @@ class Progress:
             self._facts |= facts
             self._sample(now)
             if self._live is None and now - self._logged >= self._log_every_s:
-                self._logged, self._unsaid = now, False
-                self._print(self._line())
+                self._unsaid = False
+                self._log(self._line())
 
     def part(self, share: float) -> None:
         """So much of the next step is done, 0 to 1. The time before the first is none of work: something started."""
@@ -132,6 +135,8 @@ class Progress:
                 self._recent[0] = (self._clock(), self._done + share)
             self._part = share
             self._sample(self._clock())
+            if self._live is None and self._clock() - self._logged >= PART_EVERY_S:
+                self._log(self._line())
 
     def _sample(self, now: float) -> None:
         if len(self._recent) > 1 and now - self._recent[-2][0] < SAMPLE_S:
@@ -173,8 +178,13 @@ class Progress:
 
     def _end_stage(self) -> None:
         if self._live is None and self._unsaid:
-            self._print(self._line())
+            self._log(self._line())
         self._unsaid = False
+
+    def _log(self, line: str) -> None:
+        self._logged = self._clock()
+        self._print(line)
+        self._heard(line)
 
     def _print(self, text: str) -> None:
         self.console.print(Text(text), highlight=False, soft_wrap=True)

@@ -16,6 +16,7 @@ from rich.console import Console
 from actors.latency.worker import input_shape
 from actors.targets.catalogue import check_options
 from orchestrator.cluster.devices import local_devices
+from orchestrator.cluster.jobs import runs_may_be_lost, shown_path, tell_job
 from orchestrator.cluster.joining import connected, environment, is_local
 from orchestrator.cluster.ownmodules import own_modules
 from orchestrator.cluster.watch import EXIT_CODE, Watch
@@ -166,7 +167,7 @@ class Search:
                                           store)
         store.update_state(dataset=self._splits.name, classes=list(self._splits.classes),
                            channels=self._splits.channels)
-        notes = self._notes + announcements(self.config)
+        notes = self._notes + announcements(self.config) + list(filter(None, [runs_may_be_lost(self.runs)]))
         if not is_frozen(store, self.config):
             earlier = check_earlier(self.config, self.runs, self._space, self._splits)
             notes += freeze_earlier(store, earlier, self.config, self._space)
@@ -177,7 +178,7 @@ class Search:
                          self.stop.check)))
             metrics = stack.enter_context(contextlib.closing(
                 RunMetrics(store.path, store.name, target_state(store, self.config.labels[0]).get("slowest_ms"))))
-            progress = stack.enter_context(Progress(self.console, title=f"paretoray {store.name}"))
+            progress = stack.enter_context(Progress(self.console, title=f"paretoray {store.name}", heard=tell_job))
             watch.farewell = functools.partial(self._farewell, store, progress)
             services.say = progress.note
             context = RunContext(self.config, store, self._space, self._splits, preprocessing, services, progress,
@@ -203,7 +204,8 @@ class Search:
         progress.final_table(final_rows(entries))
         if compared := Comparison(store).entries:
             self.console.print(compared_table(entries, compared))
-        self.console.print(f"report: {write_report(store.path, self._space)}", highlight=False, soft_wrap=True)
+        self.console.print(f"report: {shown_path(write_report(store.path, self._space))}", highlight=False,
+                           soft_wrap=True)
         refuse_missed([entry for entry in entries if self._asked_for(entry)])
         return entries
 

@@ -103,10 +103,15 @@ class RunContext:
         """The result of a remote call, or the error of ours it ended with, however long it takes, unless the user stops
         the run. `meanwhile` is called now and then."""
         while not ray.wait([reference], timeout=POLL_S)[0]:
-            self.stop.check()
+            self.poll()
             meanwhile()
         self.stop.check()
         return fetch(reference)
+
+    def poll(self) -> None:
+        """To be called in every loop that waits: it may end here, and gives way to other searches."""
+        self.stop.check()
+        self.services.give_way()
 
     @property
     def goals(self) -> list[Goal]:

@@ -36,10 +36,12 @@ def measure_architectures(run: RunContext, target: RunTarget, tokens_NT: Tokens,
     results: list[LatencyResult] = []
     while pool.outstanding:
         run.stop.check()
+        run.metrics.devices(target.label, pool.activities(), pool.waiting)
         finished = pool.collect(timeout_s=POLL_S)
         record_latencies(run, target, finished)
         results += finished
         advance(len(finished))
+    run.metrics.devices(target.label, pool.activities(), pool.waiting)
     if all(result.error for result in results) and not target.measured_ms:
         raise TargetError(f"none of {len(results)} networks could be measured on target {target.label}: "
                           f"{results[-1].error}")

@@ -93,7 +93,7 @@ def retrain_missing(run: RunContext, retrained: Retrained, tokens_NT: Tokens) ->
 
     def submit(row: Tokens) -> ray.ObjectRef:
         return submit_retraining(run.space, row, train, run.preprocessing, retrained.settings, retrained.unfinished,
-                                 recipe.cpus, gpus)
+                                 recipe.cpus, gpus, run.store.name)
 
     with contextlib.closing(finished(run, waiting, submit, lambda: run.services.trainers(recipe), "retraining",
                                      "delivery.retrain_epochs")) as done:
@@ -120,7 +120,7 @@ def finished(run: RunContext, keys: Sequence[Key], submit: Callable[[Key], ray.O
     time_out_s = run.config.delivery.retrain_time_out_s
     try:
         while waiting or pending:
-            run.stop.check()
+            run.poll()
             while waiting and len(pending) < at_once():
                 key = waiting.pop(0)
                 pending[submit(key)] = key

@@ -88,9 +88,15 @@ class Services:
             pool = LatencyPool(self._space, target.name, target.options, devices=devices,
                                settings=LatencyPoolSettings(time_out_s=self._config.latency.time_out_s),
                                reference_ms=target_state(self._store, label).get("reference_ms"),
-                               image_size=timed_image_size(self._config, self._splits))
+                               image_size=timed_image_size(self._config, self._splits), search=self._store.name,
+                               say=self.say, check=self._check)
             self._latency[label] = (pool, devices)
         return self._latency[label][0]
+
+    def give_way(self) -> None:
+        """To be called in loops that wait: other searches of the cluster may measure meanwhile."""
+        for pool, _ in self._latency.values():
+            pool.give_way()
 
     def _said(self, label: str) -> Callable[[str], None]:
         """Where a target's devices come from is told in the panel and in state.json."""

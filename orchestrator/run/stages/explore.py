@@ -40,7 +40,7 @@ def _explore(run: RunContext, panel: Panel) -> None:
     ticket = 0
     history, batches = MetricsHistory(run, panel), BatchLog(run.store)
     while (done := run.store.trials.rows) < evaluations:
-        run.stop.check()
+        run.poll()
         room = min(rollouts.capacity, evaluations - done - len(in_flight))
         proposals = panel.propose(room) if room > 0 else []
         history.note()
@@ -52,7 +52,8 @@ def _explore(run: RunContext, panel: Panel) -> None:
         in_flight |= fresh
         run.services.begin_batches([proposal for _, proposal in proposals])
         rollouts.submit([(number, proposal.tokens) for number, (_, proposal) in fresh.items()])
-        run.metrics.in_flight(len(in_flight))
+        run.metrics.in_flight(len(in_flight), left=evaluations - done)
+        run.metrics.rollouts(rollouts.ready_workers, rollouts.restarts)
         finished = [(*in_flight.pop(int(str(number))), result) for number, result in rollouts.collect(timeout_s=POLL_S)]
         trials = record_trials(run, [(proposal, result) for _, proposal, result in finished], panel,
                                [label for label, _, _ in finished])
@@ -61,6 +62,7 @@ def _explore(run: RunContext, panel: Panel) -> None:
         _show(run, trials)
         run.services.tell_of_missing_rollouts()
     batches.add([], [])
+    run.metrics.in_flight(0, left=max(0, evaluations - run.store.trials.rows))
     if statistics := run.services.knowledge_statistics():
         run.store.event("knowledge", **statistics)
     learn_and_save(run, panel)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,6 +85,7 @@ def _record(run: RunContext, status: Mapping[str, Any], logits: Mapping[str, np.
     for name in RECORDED:
         if name in status:
             run.metrics.scalar(f"supernet/{name}", status[name], status["epoch"])
+    run.metrics.epoch(status["epoch"], status.get("images_per_s", math.nan))
     shown = {"largest": status["accuracy_largest"], "smallest": status["accuracy_smallest"], **status}
     run.progress.advance(1, **{name: shown[name] for name in SHOWN if name in shown})
     if logits and (note := collapsed(logits, status["epoch"] / status["epochs"])):

@@ -1,8 +1,10 @@
 """The latency pool with real Ray workers: cache, order, deaths, time-outs, quarantine, and the real CPU target."""
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +16,8 @@ import numpy as np
 import psutil
 import pytest
 
+from actors.latency import device
+from actors.latency import pool as pool_module
 from actors.latency.pool import LatencyPool, LatencyPoolSettings, LatencyRequest
 from actors.targets.target import Claim
 from searchspaces.catalogue import make_space
@@ -248,3 +252,46 @@ def test_a_device_that_rests_too_long_is_given_up(make_pool: Callable[..., Laten
     pool = make_pool(hot=str(hot), settings=replace(QUICK, retry_wait_s=0.02, rest_s=0.5))
     with pytest.raises(TargetError, match="it is hot; it has rested for 0.5 s"):
         pool.identity()
+
+
+def test_searches_that_share_a_device_measure_in_turn(ray_local: None, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gives way after its share, and when it has nothing to measure, and comes again."""
+    for module in (device, pool_module):
+        monkeypatch.setattr(module, "LOOK_S", 0.2)
+    said: list[str] = []
+    only = Claim({"num_cpus": 0.1, "resources": {"latency_cpu": 1}})
+    options = {"log": str(tmp_path / "log"), "pause_s": 0.2}
+    first, second = (LatencyPool(SPACE, SCRIPTED, options, devices=(only,), search=search, say=said.append,
+                                 settings=replace(QUICK, per_call=1, share_s=0.5)) for search in ("first", "second"))
+    results: list[Any] = []
+    over = threading.Event()
+
+    def search(pool: LatencyPool, totals: range) -> None:
+        """What a driver does: it measures, and gives way while it waits for something else."""
+        results.extend(pool.measure(row(*totals)))
+        while not over.wait(0.1):
+            pool.give_way()
+
+    try:
+        first.identity()        # it has the device
+        searches = [threading.Thread(target=search, args=(first, range(7, 17)), daemon=True),
+                    threading.Thread(target=search, args=(second, range(18, 23)), daemon=True)]
+        for thread in searches:
+            thread.start()
+        deadline = time.monotonic() + 120
+        while len(results) < 15 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        over.set()
+        for thread in searches:
+            thread.join(30)
+        assert len(results) == 15 and not any(result.error for result in results)
+        order = ["second" if total >= 18 else "first" for total in visits(tmp_path)]
+        assert len(list(itertools.groupby(order))) >= 3 and len(order) == 15, order
+        assert {pool.health()[0].state for pool in (first, second)} <= {"waiting", "ready"}
+        assert said[0] == (f"target {SCRIPTED} waits for its turn: first measures on latency_cpu; searches that share "
+                           "a device get it in turn")
+        assert second.waiting == 0
+    finally:
+        first.close()
+        second.close()

@@ -70,6 +70,15 @@ def test_ray_refuses_what_it_does_not_know(file: str) -> None:
             validate_config(prepare_config(read(file) | {"head_node_type": "no-such-type"}))
 
 
+@pytest.mark.parametrize("file", [*CLOUDS, "cluster/local.yaml"])
+def test_every_node_asks_for_the_one_token(file: str) -> None:
+    found = read(file)
+    starts = [line for line in found["head_start_ray_commands"] + found["worker_start_ray_commands"]
+              if "ray start" in line]
+    assert starts and all("RAY_AUTH_MODE=token ray start" in line for line in starts)
+    assert found["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token", "or the nodes have no token, or another"
+
+
 def test_only_rollouts_are_on_nodes_that_may_be_taken_back() -> None:
     def market(node: dict[str, Any]) -> bool:
         return (node.get("InstanceMarketOptions", {}).get("MarketType") == "spot"

@@ -13,7 +13,7 @@ from ray._private.accelerators import NvidiaGPUAcceleratorManager
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.cluster import devices
+from orchestrator.cluster import admission, devices
 from orchestrator.cluster.embedded import usable_cores
 from orchestrator.cluster.worker import NodeOffer, inspect
 from orchestrator.config import parse_config
@@ -53,8 +53,26 @@ def test_every_device_gets_a_sentence() -> None:
     assert said[2].startswith("GPU 0: ") and said[3] == "android: not announced, because no adb server answers"
     assert "1 of 8 cores reserved for measuring: 7 slots" in said[4]
     twice = offer(address=None, announcements=2 * offer().announcements)
-    assert len(twice.sentences()) == 3 and len(twice.as_json()["devices"]) == 2
+    assert len(twice.sentences()) == 4 and len(twice.as_json()["devices"]) == 2
+    assert "whoever reaches this machine can run anything" in twice.sentences()[-1]
     assert "no device to measure on" in offer(announcements=()).sentences()[0]
+
+
+def test_a_new_cluster_gets_a_token_that_only_its_user_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    token = tmp_path / "home" / ".ray" / "auth_token"
+    token.parent.parent.mkdir()
+    monkeypatch.setattr(admission, "TOKEN_FILE", token)
+    found = inspect(None, [TOY], None, None)
+    assert found.authenticate and "ray get-auth-token --generate" in found.sentences()[-1]
+    admission.make_token()
+    assert len(token.read_text()) == 64 and token.stat().st_mode & 0o777 == 0o600
+    first = token.read_text()
+    admission.make_token()      # another process was first: there is one token
+    assert token.read_text() == first and "token" not in inspect(None, [TOY], None, None).sentences()[-1]
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert inspect(None, [TOY], None, None).line.startswith("ray start --head ")
 
 
 def test_what_hangs_or_fails_is_reported_and_the_rest_announced() -> None:
@@ -118,10 +136,12 @@ def test_command_prints_the_line_and_json(tmp_path: Path) -> None:
     (tmp_path / "toy.yaml").write_text(TINY.replace("onnx_cpu", f'"{TOY}"'))
     done = CliRunner().invoke(app, ["worker", "--config", str(tmp_path / "toy.yaml")])
     assert done.exit_code == 0, done.output
-    assert done.stdout == offer(address=None, cores=usable_cores(), measure_cores=0).line + "\n"
+    assert done.stdout == offer(address=None, cores=usable_cores(), measure_cores=0, authenticate=True).line + "\n"
+    assert done.stdout.startswith("RAY_AUTH_MODE=token ray start --head ")
     assert "it's" in done.stderr
     known = json.loads(CliRunner().invoke(app, ["worker", "--target", TOY, "--json"]).stdout)
-    assert known["line"] + "\n" == done.stdout and known["command"] == shlex.split(known["line"])
+    assert known["line"] + "\n" == done.stdout and known["environment"] == {"RAY_AUTH_MODE": "token"}
+    assert ["RAY_AUTH_MODE=token", *known["command"]] == shlex.split(known["line"])
     assert known["resources"] == {WELL: 1, SICK: 1}
     assert [(device["kind"], device["resource"]) for device in known["devices"]] == [(TOY, WELL), (TOY, SICK)]
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.frontier import hypervolume
+from orchestrator.record import raymetrics
 from orchestrator.record.metrics import RunMetrics
 
 ROOT = Path(__file__).parents[3]
+OURS = ("controller", "stage", "target", "state", "le")
 ROWS = [
     {"sequence": 0, "latency_ms": 2.0, "accuracy": 0.5, "reward": 0.1, "duration_s": 0.2, "controller": "pnag"},
     {"sequence": 1, "latency_ms": 4.0, "accuracy": None, "reward": None, "duration_s": 1.5, "controller": "pnag",
@@ -127,23 +129,31 @@ def scrape(url: str, run: str) -> dict[str, float]:
             name, rest = line.split("{", 1)
             labels, value = rest.rsplit("}", 1)
             pairs = dict(part.split("=", 1) for part in labels.split(",") if "=" in part)
-            ours = ",".join(f"{key}={pairs[key]}" for key in ("controller", "stage", "le") if key in pairs)
+            ours = ",".join(f"{key}={pairs[key]}" for key in OURS if key in pairs)
             found[f"{name.removeprefix('ray_paretoray_')}{{{ours}}}".replace('"', "")] = float(value.split()[0])
     return found
 
 
-def test_ray_exports_the_run_with_its_labels(exported: str, tmp_path: Path) -> None:
+def test_ray_exports_the_run_with_its_labels(exported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raymetrics, "REFRESH_S", 0.5)
     metrics = RunMetrics(tmp_path, "ray-test", reference_latency_ms=5.0)
     metrics.stage("train")
     metrics.stage("collect")
-    metrics.in_flight(3)
+    metrics.in_flight(3, left=9)
     metrics.latency_measurements(20)
+    metrics.latency_measurements(0)
+    metrics.devices("cpu", {"measuring": 1, "idle": 2}, waiting=4)
+    metrics.devices("cpu", {"measuring": 3}, waiting=0)
+    metrics.rollouts(5, restarts=2)
+    metrics.epoch(7, math.nan)
     for row in ROWS:
         metrics.trial(row)
     wanted = {
         "trials_total{controller=pnag}": 3, "trials_total{controller=random}": 1,
         "trials_failed_total{controller=pnag}": 1, "latency_measurements_total{}": 20,
-        "hypervolume{}": 2.0, "best_accuracy{}": 0.75, "in_flight{}": 3,
+        "hypervolume{}": 2.0, "best_accuracy{}": 0.75, "in_flight{}": 3, "trials_left{}": 9, "store_errors{}": 0,
+        "devices{target=cpu,state=measuring}": 3, "devices{target=cpu,state=idle}": 0, "latency_queue{target=cpu}": 0,
+        "rollout_workers{}": 5, "rollout_restarts{}": 2, "supernet_epoch{}": 7,
         "stage{stage=train}": 0, "stage{stage=collect}": 1,
         "evaluation_seconds_count{controller=pnag}": 3, "evaluation_seconds_bucket{controller=pnag,le=1.0}": 1,
     }
@@ -152,5 +162,8 @@ def test_ray_exports_the_run_with_its_labels(exported: str, tmp_path: Path) -> N
     while time.monotonic() < deadline and not wanted.items() <= seen.items():
         time.sleep(0.5)
         seen = scrape(exported, "ray-test")
-    metrics.close()
     assert {key: seen.get(key) for key in wanted} == wanted, seen
+    assert "supernet_images_per_second{}" not in seen, "nan is not known yet"
+    time.sleep(6)       # a gauge that is not set again is gone after 2 s here, after 20 s with Ray's usual interval
+    assert wanted.items() <= scrape(exported, "ray-test").items()
+    metrics.close()

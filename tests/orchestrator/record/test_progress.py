@@ -62,8 +62,8 @@ def test_a_resumed_stage_counts_what_was_done_but_not_as_speed(clock: Clock) -> 
 
 def test_a_long_first_step_tells_the_time_left_from_its_parts(clock: Clock) -> None:
     """Two epochs of 100 s that start after 30 s, which do not count; said once, and not of short work."""
-    console = plain()
-    with Progress(console, clock=clock) as progress:
+    console, heard = plain(), list[str]()
+    with Progress(console, clock=clock, heard=heard.append) as progress:
         progress.stage("train supernet", 2, tell="training the supernet")
         clock.now += 30
         for step in range(1, 80):
@@ -80,6 +80,8 @@ def test_a_long_first_step_tells_the_time_left_from_its_parts(clock: Clock) -> N
             progress.advance()
     notes = [line for line in text(console).splitlines() if "takes" in line]
     assert notes == ["training the supernet takes about 3 minutes from here, judged by 10 s of it"]
+    assert heard[:2] == ["train supernet: started, 2 to do, 0 done", "train supernet: 0/2  0.6/min  2 min 50 s left"]
+    assert heard == [line for line in text(console).splitlines() if line not in notes], "a job's status hears no notes"
 
 
 def test_a_resumed_stage_tells_what_is_left_of_it(clock: Clock) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +43,10 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "orchestrator", *arguments]
 
 
-def start(*arguments: str, one_core: bool = False) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
-    process = subprocess.Popen(command(*arguments), cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+def start(*arguments: str, one_core: bool = False, environment: Mapping[str, str] | None = None
+          ) -> subprocess.Popen[str]:
+    added = {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"} | dict(environment or {})
+    process = subprocess.Popen(command(*arguments), cwd=ROOT, env=os.environ | added, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT)
     if one_core and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
