@@ -29,12 +29,15 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from searchspaces.errors import StoreError
 
 if TYPE_CHECKING:
+    from pyarrow import NativeFile
     from pyarrow.fs import FileInfo, FileSystem
 
 OPENING_S = 25.0        # longest wait for a store's first answer
 CONNECT_S = 5.0
 SILENT_S = 7.0          # without a byte, after which a request is given up; it is tried ATTEMPTS times
 ATTEMPTS = 3
+READS = 10              # of an object that others write at the same time
+WRITTEN_ONCE = frozenset({".parquet", ".safetensors", ".onnx"})     # never again under the same name
 OPTIONS = {"s3": ("region", "endpoint_override", "scheme", "force_virtual_addressing", "tls_ca_file_path"),
            "gs": ("endpoint_override", "scheme", "project_id", "anonymous")}
 
@@ -150,8 +153,26 @@ class ObjectPath:
     # --- content -----------------------------------------------------------------------------------------------------
 
     def read_bytes(self) -> bytes:
-        with self._plain_errors(), self._store.open_input_stream(str(self.key)) as stream:
-            return bytes(stream.read())
+        """All of one version. S3 is asked for the size first and for so many bytes then; an object that was written
+        again between is read again."""
+        for attempt in range(READS):
+            stream, version = self._open()
+            try:
+                with self._plain_errors(), stream:
+                    content = bytes(stream.read())
+            except ObjectStoreError:
+                if attempt == READS - 1:
+                    raise
+                continue
+            if self.suffix in WRITTEN_ONCE or self._open()[1] == version:
+                return content
+        raise ObjectStoreError(errno.EIO, f"it was written again during each of {READS} readings", str(self))
+
+    def _open(self) -> tuple[NativeFile, bytes]:
+        """(from where to read it, its version; "" where a store reads one version anyway)."""
+        with self._plain_errors():
+            stream = self._store.open_input_stream(str(self.key))
+            return stream, bytes((stream.metadata() or {}).get(b"ETag", b""))
 
     def read_text(self, errors: str = "strict") -> str:
         return self.read_bytes().decode(errors=errors)
