@@ -21,12 +21,12 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 stdout = Console()
 stderr = Console(stderr=True)
 
-Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+Runs = Annotated[str, typer.Option("--runs", help="Folder that holds the runs, or s3://BUCKET/FOLDER.")]
 Address = Annotated[str | None, typer.Option(help="host:port of an existing Ray cluster; default: a local one.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one key: section.key=value. Repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or the path of its folder.")]
-RUNS = Path("runs")
+RUNS = "runs"
 
 
 def _print_version(wanted: bool) -> None:

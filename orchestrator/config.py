@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from actors.objectpath import AnyPath, ObjectStoreError
 from orchestrator.data.accuracy import AnyAccuracy, Augmented, Gpus, SupernetAccuracy
 from orchestrator.data.datasets import DataSettings
 from orchestrator.presets import Preset, with_preset
@@ -311,10 +312,12 @@ class Config(Section):
         return self
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | AnyPath, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file and applies `key.sub=value` overrides. ConfigError names file, key and what is allowed."""
     try:
-        raw = yaml.safe_load(Path(path).read_text())
+        raw = yaml.safe_load((Path(path) if isinstance(path, str) else path).read_text())
+    except ObjectStoreError:
+        raise
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path} ({error.strerror}); give the path of a YAML file, for "
                           "example configs/quickstart.yaml") from error

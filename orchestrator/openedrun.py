@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.objectpath import AnyPath, address_of, as_path
 from orchestrator.config import Config, load_config
 from orchestrator.handover.delivered import Delivered
 from orchestrator.record.store import TRIAL_SCHEMA, find_run, read_parts
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class OpenedRun:
     """Every question is answered from the folder as it is now, so that a running run can be asked again."""
 
-    path: Path
+    path: AnyPath
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class OpenedRun:
         import pandas as pd
 
         table = pd.DataFrame(self._view().generated, columns=[field.name for field in fields(Delivered)])
-        return table.assign(onnx=[str(self.path / file) if isinstance(file, str) and file else ""
+        return table.assign(onnx=[address_of(self.path / file) if isinstance(file, str) and file else ""
                                   for file in table["onnx"]])
 
     def figure(self) -> go.Figure:
@@ -60,6 +60,6 @@ class OpenedRun:
         return read_run(self.path)
 
 
-def open_run(name: str | Path, runs: str | Path = "runs") -> OpenedRun:
+def open_run(name: str | AnyPath, runs: str | AnyPath = "runs") -> OpenedRun:
     """A run by its name in the folder `runs`, or by the path of its own folder. StoreError where there is none."""
-    return OpenedRun(find_run(Path(runs), str(name)))
+    return OpenedRun(find_run(as_path(runs), name if isinstance(name, str) else address_of(name)))

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from tests.leftovers import pytest_sessionfinish, pytest_sessionstart, pytest_terminal_summary  # noqa: F401 - hooks
+from tests.objectstore import Server, s3_server
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Here and in all processes started here: networks are small, and threads of several tests wait for each other's cores.
@@ -44,6 +45,13 @@ def ray_local() -> Iterator[None]:
         ray.init(address="local", num_cpus=4, include_dashboard=False, resources={"latency_cpu": 1})
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Server]:
+    """An object store."""
+    with s3_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

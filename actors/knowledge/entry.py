@@ -9,15 +9,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
+from actors.objectpath import AnyPath
 from actors.wholefile import write_whole
 
 SCHEMA = pa.schema([
@@ -54,7 +53,7 @@ class Entry:
     def block(self) -> BlockId:
         return self.stage, self.kind, self.key
 
-    def weights(self, folder: Path) -> dict[str, NDArray[np.generic]]:
+    def weights(self, folder: AnyPath) -> dict[str, NDArray[np.generic]]:
         """The tensors, by their names within the block. OSError if the file cannot be read, DamagedError."""
         content = (folder / self.file).read_bytes()
         if hashlib.sha256(content).hexdigest() != self.sha256:
@@ -62,18 +61,17 @@ class Entry:
         return load(content)
 
     @staticmethod
-    def of_file(path: Path) -> Entry:
+    def of_file(path: AnyPath) -> Entry:
         """The row from the file alone. OSError if it cannot be read, DamagedError."""
         content = path.read_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         if not path.stem.endswith(sha256[:DIGITS]):
             raise DamagedError("its content does not have the digest of its name")
         try:
-            with safe_open(path, "numpy") as file:
-                facts = json.loads(file.metadata()["entry"])
+            facts = json.loads(_metadata(content)["entry"])
             facts |= {"key": tuple(facts["key"]), "file": path.name, "size_bytes": len(content), "sha256": sha256}
             return Entry(**{field.name: facts[field.name] for field in fields(Entry)})
-        except (ValueError, LookupError, TypeError, SafetensorError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise DamagedError(str(error)) from error
 
 
@@ -98,6 +96,12 @@ class NewEntry:
         return Entry(stage, kind, key, file, sha256, len(content), self.lineage, self.iterations, written_ns), content
 
 
+def _metadata(content: bytes) -> dict[str, str]:
+    """Of a safetensors file: eight bytes say how long the JSON behind them is."""
+    length = int.from_bytes(content[:8], "little")
+    return dict(json.loads(content[8:8 + length])["__metadata__"])
+
+
 def newest(entries: Iterable[Entry]) -> dict[BlockId, Entry]:
     """The last written entry of every block."""
     found: dict[BlockId, Entry] = {}
@@ -107,13 +111,13 @@ def newest(entries: Iterable[Entry]) -> dict[BlockId, Entry]:
     return found
 
 
-def write_index(path: Path, rows: Sequence[Entry]) -> None:
+def write_index(path: AnyPath, rows: Sequence[Entry]) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA), buffer, write_page_checksum=True)
     write_whole(path, buffer.getvalue().to_pybytes())
 
 
-def read_index(path: Path) -> list[Entry]:
+def read_index(path: AnyPath) -> list[Entry]:
     """OSError if the file cannot be read, DamagedError."""
     content = path.read_bytes()
     try:

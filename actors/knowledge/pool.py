@@ -28,7 +28,6 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.knowledge.entry import NewEntry
 from actors.knowledge.rules import USUAL_GATE, Entries, Gate, GateSettings, best_match, block_id, similarity
 from actors.knowledge.store import KnowledgeStore
+from actors.objectpath import AnyPath, absolute, as_path
 from actors.wholefile import write_whole
 from searchspaces.errors import ClusterError, StoreError
 from searchspaces.graph import Block, Graph, tensor_shapes
@@ -79,10 +79,10 @@ class KnowledgePool:
     its process is in the folder and the gate file. All methods may be called again after a lost answer.
     """
 
-    def __init__(self, folder: str | Path, space: SearchSpace, epochs: int, maximum_mb: float = MAXIMUM_MB,
-                 gate_file: str | Path | None = None, gate: GateSettings = USUAL_GATE) -> None:
+    def __init__(self, folder: str | AnyPath, space: SearchSpace, epochs: int, maximum_mb: float = MAXIMUM_MB,
+                 gate_file: str | AnyPath | None = None, gate: GateSettings = USUAL_GATE) -> None:
         """StoreError if `folder` cannot be used or belongs to another space."""
-        folder = Path(folder).expanduser().absolute()
+        folder = absolute(folder)
         self._space, self._epochs = space, epochs
         try:
             _claim(folder, space)
@@ -92,7 +92,7 @@ class KnowledgePool:
         except OSError as error:
             raise StoreError(f"the knowledge pool {folder} cannot be opened ({error.strerror or error}); correct its "
                              "permissions or name another folder") from error
-        self._gate = Gate(None if gate_file is None else Path(gate_file), gate)
+        self._gate = Gate(None if gate_file is None else as_path(gate_file), gate)
         self._skipped = 0
 
     # --- the gate ----------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class KnowledgePool:
         return f"KnowledgePool({self._space.space_id}, {self._epochs} epochs)"
 
 
-def _bytes(*folders: Path) -> int:
+def _bytes(*folders: AnyPath) -> int:
     sizes = 0
     for path in (path for folder in folders for path in (folder / "entries").glob("*.safetensors")):
         with contextlib.suppress(FileNotFoundError):    # replaced meanwhile
@@ -205,7 +205,7 @@ def _check_weights(graph: Graph, weights: Mapping[str, NDArray[np.generic]], tex
                              "insert the state dict of its own network")
 
 
-def _claim(folder: Path, space: SearchSpace) -> None:
+def _claim(folder: AnyPath, space: SearchSpace) -> None:
     about = folder / "pool.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not about.exists():
@@ -217,7 +217,7 @@ def _family(space: SearchSpace) -> str:
     return re.sub(r",?\b(channels|classes)=\d+", "", space.space_id)
 
 
-def check_folder(folder: Path, space: SearchSpace) -> None:
+def check_folder(folder: AnyPath, space: SearchSpace) -> None:
     """One folder, one space; what the dataset decides (channels, classes) may differ. StoreError if the pool in
     `folder` is of another one; a folder without a pool is free for any. Changes nothing."""
     family, about = _family(space), folder / "pool.json"
@@ -238,18 +238,18 @@ class KnowledgeService:
     Killed, it comes back with what is in the folder and the gate file; calls in flight are repeated.
     """
 
-    def __init__(self, folder: str | Path, space: SearchSpace, epochs: int, maximum_mb: float = MAXIMUM_MB,
-                 gate_file: str | Path | None = None, name: str = "knowledge",
+    def __init__(self, folder: str | AnyPath, space: SearchSpace, epochs: int, maximum_mb: float = MAXIMUM_MB,
+                 gate_file: str | AnyPath | None = None, name: str = "knowledge",
                  gate: GateSettings = USUAL_GATE) -> None:
         """StoreError as the pool, ClusterError if the actor does not start."""
-        folder = Path(folder).expanduser().absolute()
+        folder = absolute(folder)
         KnowledgePool(folder, space, epochs, maximum_mb)    # a refusal is raised here, in one sentence
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options: Any = ray.remote(KnowledgePool).options(
             name=f"{name}.{uuid.uuid4().hex[:6]}", num_cpus=0, max_restarts=-1, max_task_retries=-1,
             scheduling_strategy=here)
-        file = None if gate_file is None else str(Path(gate_file).absolute())
-        self.actor = options.remote(str(folder), space, epochs, maximum_mb, file, gate)
+        file = None if gate_file is None else absolute(gate_file)
+        self.actor = options.remote(folder, space, epochs, maximum_mb, file, gate)
         try:
             ray.get(self.actor.statistics.remote(), timeout=START_TIME_OUT_S)
         except RayError as error:

@@ -11,11 +11,11 @@ import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from actors.knowledge.entry import BlockId, Entry
+from actors.objectpath import AnyPath
 from actors.wholefile import write_whole
 from searchspaces.graph import Block
 
@@ -71,7 +71,7 @@ class Gate:
     not begun, gives the same answer.
     """
 
-    def __init__(self, path: Path | None, settings: GateSettings = USUAL_GATE) -> None:
+    def __init__(self, path: AnyPath | None, settings: GateSettings = USUAL_GATE) -> None:
         self._path, self._settings = path, settings
         self.recent: deque[bool] = deque(maxlen=settings.window)
         self.on = False

@@ -8,9 +8,9 @@ place: entries and index parts appear whole (written aside, flushed, renamed) un
 newest counts. A writer that is killed leaves at most files that no row names yet. A reader that finds a file gone looks
 at the index again.
 
-One process at a time compacts: it holds a lock (which ends with its process), writes all living rows into one part,
-adopts entries that no row names, and removes the oldest entries beyond the size limit. Where the file system has no
-locks (some network ones) nobody compacts, and a warning says so.
+One process at a time compacts: it holds a lock (which ends with its process; in an object store a lease), writes all
+living rows into one part, adopts entries that no row names, and removes the oldest entries beyond the size limit. Where
+the file system has no locks (some network ones) nobody compacts, and a warning says so.
 
 Damaged files are set aside as `*.damaged` with a warning. Only that entry is lost; the rows of a damaged index part are
 made again from the entries.
@@ -20,17 +20,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import os
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actors.knowledge.entry import BlockId, DamagedError, Entry, NewEntry, newest, read_index, write_index
-from actors.wholefile import write_whole
+from actors.lease import HeldError, Lease
+from actors.objectpath import AnyPath
+from actors.wholefile import set_aside, write_whole
 
 log = logging.getLogger(__name__)
 MAXIMUM_PARTS = 32              # more are compacted into one
@@ -41,7 +42,7 @@ LISTINGS = 10
 class KnowledgeStore:
     """See the module docstring. One object per process; not for several threads."""
 
-    def __init__(self, folder: Path, maximum_bytes: float) -> None:
+    def __init__(self, folder: AnyPath, maximum_bytes: float) -> None:
         self._folder, self._maximum_bytes = folder, maximum_bytes
         self._entries, self._index = folder / "entries", folder / "index"
         self._parts: dict[str, list[Entry]] = {}    # what the index parts of the last look say
@@ -87,7 +88,7 @@ class KnowledgeStore:
     def _part_names(self) -> set[str]:
         return {path.name for path in self._index.glob("part-*.parquet")}
 
-    def _read_part(self, path: Path) -> list[Entry] | None:
+    def _read_part(self, path: AnyPath) -> list[Entry] | None:
         try:
             return read_index(path)
         except OSError as error:
@@ -139,10 +140,9 @@ class KnowledgeStore:
         """See the module docstring; entries written before `oldest_ns` go too. Returns at once if another process is at
         it, or if the disk refuses."""
         try:
-            with open(self._folder / ".lock", "wb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _alone(self._folder):
                 self._compact(oldest_ns)
-        except BlockingIOError:
+        except (BlockingIOError, HeldError):
             log.debug("another process compacts %s", self._folder)
         except OSError as error:
             log.warning("the knowledge pool %s cannot be compacted (%s)", self._folder, error.strerror or error)
@@ -182,12 +182,27 @@ class KnowledgeStore:
             self._damaged(path, error)
             return None
 
-    def _damaged(self, path: Path, error: DamagedError) -> None:
+    def _damaged(self, path: AnyPath, error: DamagedError) -> None:
         log.warning("knowledge entry %s is damaged (%s); set aside, the others are used", path, error)
         self.lost += 1
         _set_aside(path)
 
 
-def _set_aside(path: Path) -> None:
+@contextlib.contextmanager
+def _alone(folder: AnyPath) -> Iterator[None]:
+    """BlockingIOError or HeldError where another process is at it."""
+    if isinstance(folder, Path):
+        with open(folder / ".lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        return
+    lease = Lease.claim(folder, patience_s=0.0)
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def _set_aside(path: AnyPath) -> None:
     with contextlib.suppress(OSError):
-        os.replace(path, path.with_name(path.name + ".damaged"))
+        set_aside(path)

@@ -18,7 +18,6 @@ import hashlib
 import logging
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from actors.devices import Device, training_device
 from actors.evaluator import Evaluator, Weights, share_correct, tensor_of
 from actors.knowledge.link import KnowledgeLink
 from actors.knowledge.pool import KnowledgePool
+from actors.objectpath import AnyPath, as_path
 from actors.remote import fetched
 from actors.supernet.checkpoints import read_newest, remove_checkpoints, write_checkpoint
 from actors.supernet.finetune import NetworkTraining, Recipe, arrays, recalibrate
@@ -88,7 +88,7 @@ class ArchitectureTrainer:
     """Trains architectures of `space`, one at a time, resuming what `folder` holds. One per process."""
 
     def __init__(self, space: SearchSpace, train: LabelledImages, preprocessing: Preprocessing,
-                 settings: ProxySettings, folder: Path, knowledge: KnowledgeLink | None = None) -> None:
+                 settings: ProxySettings, folder: AnyPath, knowledge: KnowledgeLink | None = None) -> None:
         self.space, self.settings, self.knowledge = space, settings, knowledge
         batch = min(settings.batch_size, len(train))
         self._batches = Batches(train, preprocessing, settings.augmentation, batch, settings.seed)
@@ -112,7 +112,7 @@ class ArchitectureTrainer:
         return Trained(network, about["loss"], resumed, self.settings.epochs * self._batches.steps,
                        about["start"])
 
-    def folder(self, tokens_T: Tokens) -> Path:
+    def folder(self, tokens_T: Tokens) -> AnyPath:
         return self._folder / self.space.arch_id(tokens_T)
 
     def _fresh(self, tokens_T: Tokens) -> GraphNetwork:
@@ -219,29 +219,31 @@ class ProxyEvaluatorFactory:
     preprocessing: Preprocessing
     validation: Inputs | ray.ObjectRef
     settings: ProxySettings
-    folder: str
+    folder: str | AnyPath
     knowledge: KnowledgePool | ActorHandle | None = None
 
     def __call__(self) -> ProxyEvaluator:
         train: LabelledImages = fetched(self.train)
         validation: Inputs = fetched(self.validation)
         link = None if self.knowledge is None else KnowledgeLink(self.knowledge)
-        trainer = ArchitectureTrainer(self.space, train, self.preprocessing, self.settings, Path(self.folder), link)
+        trainer = ArchitectureTrainer(self.space, train, self.preprocessing, self.settings, as_path(self.folder),
+                                      link)
         return ProxyEvaluator(trainer, validation)
 
 
 def retrained_weights(space: SearchSpace, tokens_T: Tokens, train: LabelledImages, preprocessing: Preprocessing,
-                      settings: ProxySettings, folder: str, threads: int = 1) -> dict[str, NDArray[np.generic]]:
+                      settings: ProxySettings, folder: str | AnyPath,
+                      threads: int = 1) -> dict[str, NDArray[np.generic]]:
     """State dict of one architecture trained from scratch, batch-norm statistics re-estimated: what is handed over.
 
     Goes on from what `folder` holds and leaves the last checkpoint there, so that calling it again costs nothing.
     """
     torch.set_num_threads(threads)
-    return arrays(ArchitectureTrainer(space, train, preprocessing, settings, Path(folder)).train(tokens_T).network)
+    return arrays(ArchitectureTrainer(space, train, preprocessing, settings, as_path(folder)).train(tokens_T).network)
 
 
 def submit_retraining(space: SearchSpace, tokens_T: Tokens, train: ray.ObjectRef, preprocessing: Preprocessing,
-                      settings: ProxySettings, folder: str, num_cpus: float = 1, num_gpus: float = 0,
+                      settings: ProxySettings, folder: str | AnyPath, num_cpus: float = 1, num_gpus: float = 0,
                       run: str = "") -> ray.ObjectRef:
     """`retrained_weights` as a Ray task; `run` is for its name. Killed, it is started again by Ray, and loses at most
     one epoch."""

@@ -18,7 +18,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from ray.exceptions import ActorDiedError, RayError
 
 from actors.data import Batches, LabelledImages, Preprocessing, calibration_images
 from actors.evaluator import share_correct
+from actors.objectpath import AnyPath, absolute, as_path
 from actors.remote import fetch, last_line
 from actors.supernet.checkpoints import read_newest, write_checkpoint
 from actors.supernet.finetune import arrays, fine_tuned_weights, recalibrate
@@ -53,7 +53,7 @@ class SupernetActor:
     """See the module docstring. A plain class: Ray wraps it, tests may use it as it is."""
 
     def __init__(self, space: SearchSpace, train: LabelledImages | Sequence[ray.ObjectRef],
-                 preprocessing: Preprocessing, settings: SupernetSettings, checkpoint_dir: str,
+                 preprocessing: Preprocessing, settings: SupernetSettings, checkpoint_dir: str | AnyPath,
                  name: str = NAME) -> None:
         """`train` as a list of one reference is fetched here, in every life of the actor. `name` is for people."""
         self._name = name
@@ -61,7 +61,7 @@ class SupernetActor:
         torch.set_num_threads(max(1, int(settings.num_cpus)))
         images: LabelledImages = train if isinstance(train, LabelledImages) else ray.get(train[0])
         self._space, self._train, self._preprocessing, self._settings = space, images, preprocessing, settings
-        self._folder = Path(checkpoint_dir)
+        self._folder = as_path(checkpoint_dir)
         self._damaged: tuple[str, ...] = ()
         self._progress: dict[str, float] = {}
         self._group: RankGroup | None = None
@@ -248,10 +248,10 @@ class SupernetService:
     """
 
     def __init__(self, space: SearchSpace, train: LabelledImages, preprocessing: Preprocessing,
-                 settings: SupernetSettings, checkpoint_dir: str | Path, name: str = NAME,
+                 settings: SupernetSettings, checkpoint_dir: str | AnyPath, name: str = NAME,
                  check: Callable[[], None] = lambda: None) -> None:
         self._train = ray.put(train)
-        self._parts = (space, [self._train], preprocessing, settings, str(Path(checkpoint_dir).absolute()))
+        self._parts = (space, [self._train], preprocessing, settings, absolute(checkpoint_dir))
         self._name = name
         self.actor = self._start(check)
 
@@ -312,17 +312,17 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def newest_version(checkpoint_dir: str | Path) -> int:
+def newest_version(checkpoint_dir: str | AnyPath) -> int:
     """Version of the newest whole checkpoint, 0 without one. Damaged newer ones are set aside."""
-    checkpoint = read_newest(Path(checkpoint_dir), NAME)
+    checkpoint = read_newest(as_path(checkpoint_dir), NAME)
     return 0 if checkpoint is None else int(checkpoint.about["version"])
 
 
-def load_weights(checkpoint_dir: str | Path,
+def load_weights(checkpoint_dir: str | AnyPath,
                  version: int | None = None) -> tuple[int, dict[str, NDArray[np.generic]]]:
     """(version, state dict) of the newest whole checkpoint, without an actor. StoreError if there is none, or if it is
     not of the `version` asked for."""
-    checkpoint = read_newest(Path(checkpoint_dir), NAME)
+    checkpoint = read_newest(as_path(checkpoint_dir), NAME)
     if checkpoint is None:
         raise StoreError(f"{checkpoint_dir} holds no usable supernet checkpoint; train one first or resume the run")
     if version is not None and version != checkpoint.about["version"]:

@@ -8,17 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from actors.wholefile import write_whole
+from actors.objectpath import AnyPath, ObjectStoreError, matching
+from actors.wholefile import set_aside, write_whole
 from searchspaces.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -33,8 +32,8 @@ class Checkpoint:
     damaged: tuple[str, ...] = ()
 
 
-def write_checkpoint(folder: Path, name: str, number: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any],
-                     keep: int = 2) -> Path:
+def write_checkpoint(folder: AnyPath, name: str, number: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any],
+                     keep: int = 2) -> AnyPath:
     """Writes `name-number` and removes all but the newest `keep`. StoreError if the disk does not take it; what was
     there before stays."""
     stem = f"{name}-{number:06d}"
@@ -53,22 +52,24 @@ def write_checkpoint(folder: Path, name: str, number: int, tensors: Mapping[str,
     return folder / f"{stem}.json"
 
 
-def read_newest(folder: Path, name: str) -> Checkpoint | None:
+def read_newest(folder: AnyPath, name: str) -> Checkpoint | None:
     """The newest checkpoint that is whole, None if there is none. Damaged newer ones become `*.damaged`."""
     damaged: list[str] = []
     for path in _newest_first(folder, name):
         try:
             return Checkpoint(*_read(path), tuple(damaged))
+        except ObjectStoreError:
+            raise       # says nothing about the checkpoint
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             log.warning("checkpoint %s is damaged (%s); set aside, the one before it is used", path.stem, error)
             damaged.append(path.stem)
             for file in (path, path.with_suffix(".safetensors")):
                 if file.exists():
-                    os.replace(file, file.with_name(file.name + ".damaged"))
+                    set_aside(file)
     return None
 
 
-def remove_checkpoints(folder: Path, name: str) -> None:
+def remove_checkpoints(folder: AnyPath, name: str) -> None:
     """Removes all that `write_checkpoint` wrote under this name; the JSON first, so that none is left half."""
     for path in _newest_first(folder, name):
         path.unlink(missing_ok=True)
@@ -76,7 +77,7 @@ def remove_checkpoints(folder: Path, name: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: AnyPath) -> tuple[dict[str, Tensor], dict[str, Any]]:
     about = json.loads(path.read_bytes())
     content = path.with_suffix(".safetensors").read_bytes()
     if hashlib.sha256(content).hexdigest() != about["sha256"]:
@@ -84,5 +85,5 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load(content), about
 
 
-def _newest_first(folder: Path, name: str) -> list[Path]:
-    return sorted(folder.glob(f"{name}-*.json"), reverse=True)
+def _newest_first(folder: AnyPath, name: str) -> list[AnyPath]:
+    return matching(folder, f"{name}-*.json")[::-1]

@@ -12,7 +12,6 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch.nn import functional
 
 from actors.data import Batches, LabelledImages, calibration_images, even_rows
 from actors.devices import device_of
+from actors.objectpath import AnyPath
 from actors.supernet.checkpoints import read_newest, remove_checkpoints, write_checkpoint
 from searchspaces.errors import EvaluationError, StoreError
 from searchspaces.network import input_of, recalibrate_batch_norm
@@ -105,7 +105,7 @@ class NetworkTraining:
 
 
 def fine_tuned_weights(network: nn.Module, batches: Batches, epochs: int, learning_rate: float,
-                       calibration: int = 2000, folder: Path | None = None) -> dict[str, NDArray[np.generic]]:
+                       calibration: int = 2000, folder: AnyPath | None = None) -> dict[str, NDArray[np.generic]]:
     """State dict of the extracted subnet after `epochs` (0: none) with the supernet's optimiser, cosine to zero, and
     batch-norm statistics re-estimated on `calibration` training images. Changes `network`; same input, same result.
     With a `folder` it goes on from the newest epoch there and leaves its own, the last one too."""
@@ -129,7 +129,7 @@ def _facts(training: NetworkTraining) -> dict[str, Any]:
             "resolution": batches.preprocessing.resolution}
 
 
-def _resume(training: NetworkTraining, folder: Path) -> None:
+def _resume(training: NetworkTraining, folder: AnyPath) -> None:
     checkpoint = read_newest(folder, EPOCH)
     if checkpoint is not None and checkpoint.about["facts"] == _facts(training):
         training.load_state_dict(checkpoint.tensors, checkpoint.about["epoch"])
@@ -137,7 +137,7 @@ def _resume(training: NetworkTraining, folder: Path) -> None:
         remove_checkpoints(folder, EPOCH)
 
 
-def _save(training: NetworkTraining, folder: Path) -> None:
+def _save(training: NetworkTraining, folder: AnyPath) -> None:
     """A disk that refuses costs the way back, not the training."""
     about = {"facts": _facts(training), "epoch": training.epoch}
     try:

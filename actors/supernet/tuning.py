@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from actors.data import Augmentation, Batches, LabelledImages, Preprocessing
 from actors.devices import Device, training_device
+from actors.objectpath import AnyPath, as_path
 from actors.supernet.finetune import fine_tuned_weights
 from searchspaces.graph import Graph
 from searchspaces.network import GraphNetwork
@@ -34,7 +34,7 @@ class TuningSettings:
 
 
 def tuned_weights(graph: Graph, start: Mapping[str, NDArray[Any]], train: LabelledImages, preprocessing: Preprocessing,
-                  settings: TuningSettings, folder: str | None = None,
+                  settings: TuningSettings, folder: str | AnyPath | None = None,
                   threads: int = 1) -> dict[str, NDArray[np.generic]]:
     """State dict of the graph's network, fine-tuned from `start` on images as `preprocessing` makes them.
 
@@ -47,11 +47,11 @@ def tuned_weights(graph: Graph, start: Mapping[str, NDArray[Any]], train: Labell
     batches = Batches(train, preprocessing, settings.augmentation, min(settings.batch_size, len(train)), settings.seed)
     return fine_tuned_weights(network.to(training_device(settings.device)), batches, settings.epochs,
                               settings.learning_rate, settings.calibration_images,
-                              None if folder is None else Path(folder))
+                              None if folder is None else as_path(folder))
 
 
 def submit_tuning(name: str, graph: Graph, start: ray.ObjectRef, train: ray.ObjectRef, preprocessing: Preprocessing,
-                  settings: TuningSettings, folder: str | None = None, num_cpus: float = 1,
+                  settings: TuningSettings, folder: str | AnyPath | None = None, num_cpus: float = 1,
                   num_gpus: float = 0) -> ray.ObjectRef:
     """`tuned_weights` as a Ray task. Killed, it is started again by Ray; with a `folder` it loses at most one epoch."""
     task: Any = ray.remote(tuned_weights).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=RETRIES,

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from actors.objectpath import absolute
 from actors.remote import fetch
 from actors.supernet.tuning import submit_tuning
 from orchestrator.comparison.fixed import FixedNetworks
@@ -51,7 +52,7 @@ class FixedBench(ClusterBench):
             graph = self.fixed.space.graph(self.fixed.tokens(resolution))
             own = replace(self.run.preprocessing, resolution=resolution)
             return submit_tuning(f"tune-r{resolution}", graph, start, train, own, self.fixed.settings,
-                                 str((self.folder / f"r{resolution}").absolute()), cpus, gpus)
+                                 absolute(self.folder / f"r{resolution}"), cpus, gpus)
 
         resolutions = [self.fixed.resolution(row) for row in tokens_NT]
         with contextlib.closing(finished(self.run, resolutions, submit, lambda: places, "fine-tuning",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actors.data import Preprocessing, Splits
+from actors.objectpath import AnyPath
 from actors.supernet.finetune import arrays
 from actors.supernet.tuning import TuningSettings, tuned_weights
 from orchestrator.config import Config
@@ -93,7 +93,7 @@ class FixedNetworks:
                 "fine_tune_learning_rate": self.settings.learning_rate}
 
 
-def fixed_accuracies(config: Config, splits: Splits, preprocessing: Preprocessing, resolution: int, folder: Path,
+def fixed_accuracies(config: Config, splits: Splits, preprocessing: Preprocessing, resolution: int, folder: AnyPath,
                      threads: int = 1) -> dict[str, float]:
     """Accuracy on `validation` and `test` of the fixed network at a resolution, by its exported file; trained here and
     now, or gone on with from what `folder` holds."""
@@ -101,6 +101,6 @@ def fixed_accuracies(config: Config, splits: Splits, preprocessing: Preprocessin
     graph = fixed.space.graph(fixed.tokens(resolution))
     own = replace(preprocessing, resolution=resolution)
     weights: dict[str, NDArray[Any]] = tuned_weights(graph, fixed.start(), splits.train, own, fixed.settings,
-                                                     str(folder), threads)
+                                                     folder, threads)
     model = to_onnx(graph, weights, batch=None).SerializeToString()
     return {"validation": file_accuracy(model, splits.val, own), "test": file_accuracy(model, splits.test, own)}

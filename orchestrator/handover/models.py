@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import inf
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from actors.data import Preprocessing, Splits
+from actors.objectpath import AnyPath, matching
 from actors.targets.target import LatencySample
 from orchestrator.config import DeliverySettings
 from orchestrator.controllers.controller import Answer
@@ -75,7 +75,7 @@ class HandOver:
     version). `slowest_ms`: the goal's latency beyond which a budget excludes nothing."""
 
     def __init__(self, space: SearchSpace, splits: Splits, preprocessing: Preprocessing, bench: Workbench,
-                 settings: DeliverySettings, run_dir: Path, lineage: Mapping[str, Any], goal: Goal,
+                 settings: DeliverySettings, run_dir: AnyPath, lineage: Mapping[str, Any], goal: Goal,
                  slowest_ms: float = inf, folder: str = "models") -> None:
         self.space = space
         self.splits = splits
@@ -192,9 +192,9 @@ class HandOver:
                  if all(label in known["latencies"] for label in self.goal.targets)]
         return sorted(timed, key=lambda known: (self._latency_ms(known), known["arch_id"]))
 
-    def _made_before(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def _made_before(self) -> Iterator[tuple[AnyPath, dict[str, Any]]]:
         """Sidecar's path and content of every complete model that this run's weights gave, in this goal's batches."""
-        for path in sorted((self.run_dir / self.folder).glob("*.json")):
+        for path in matching(self.run_dir / self.folder, "*.json"):
             known = read_sidecar(path, self.goal.targets[0])
             current = known["weights_version"] == self.lineage["weights_version"]
             files = [known["files"].get(str(batch), "missing") for batch in self.batches.values()]
@@ -208,7 +208,7 @@ class HandOver:
                 return self._timed(path, known)
         return self._made(candidate, budget_ms)
 
-    def _timed(self, path: Path, sidecar: dict[str, Any]) -> dict[str, Any]:
+    def _timed(self, path: AnyPath, sidecar: dict[str, Any]) -> dict[str, Any]:
         """The sidecar with this goal's targets measured."""
         missing = [label for label in self.goal.targets if label not in sidecar["latencies"]]
         for label in missing:
@@ -295,7 +295,7 @@ class HandOver:
         return f"no measured candidate meets {budget}; {reach}"
 
 
-def read_sidecar(path: Path, label: str) -> dict[str, Any]:
+def read_sidecar(path: AnyPath, label: str) -> dict[str, Any]:
     """A model's sidecar; one of an earlier version has one file of batch 1 and one latency, of the target with this
     label."""
     sidecar: dict[str, Any] = read_json(path)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar as summary
 
+from actors.objectpath import AnyPath, ObjectPath
+from actors.wholefile import write_whole
 from orchestrator.frontier import RunningFront
 from orchestrator.record.raymetrics import (
     BEST,
@@ -51,6 +54,7 @@ from orchestrator.record.raymetrics import (
 )
 
 FLUSH_S = 5.0
+UPLOAD_S = 60.0     # to an object store
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +62,7 @@ class RunMetrics:
     """See the module docstring. `reference_latency_ms` bounds the hypervolume (the slowest latency of the space);
     until it is known no hypervolume is written."""
 
-    def __init__(self, run_dir: Path, run_name: str, reference_latency_ms: float | None = None) -> None:
+    def __init__(self, run_dir: AnyPath, run_name: str, reference_latency_ms: float | None = None) -> None:
         self._ray = RayMetrics(run_name) if ray.is_initialized() else None
         self._store_errors = 0
         self._events = _EventFile(run_dir / "tensorboard", self._store_error)
@@ -167,14 +171,16 @@ class _EventFile:
     is not worth a run: the first error is logged, and nothing is written from then on.
     """
 
-    def __init__(self, folder: Path, failed: Callable[[], None]) -> None:
+    def __init__(self, folder: AnyPath, failed: Callable[[], None]) -> None:
         """`failed` is called when a write fails."""
         self._folder, self._failed = folder, failed
         self._writer: EventsWriter | None = None
         self._flushed_s = 0.0
+        self._uploaded_s = time.monotonic()
+        self._local = tempfile.TemporaryDirectory(prefix="paretoray-") if isinstance(folder, ObjectPath) else None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._writer = EventsWriter(str(folder / "events"))
+            self._writer = EventsWriter(str((folder if self._local is None else Path(self._local.name)) / "events"))
         except OSError as error:
             self._give_up(error)
 
@@ -186,6 +192,8 @@ class _EventFile:
             if time.monotonic() - self._flushed_s > FLUSH_S:
                 self._writer.flush()
                 self._flushed_s = time.monotonic()
+                if self._flushed_s - self._uploaded_s > UPLOAD_S:
+                    self._upload()
         except OSError as error:
             self._give_up(error)
 
@@ -193,9 +201,16 @@ class _EventFile:
         if self._writer is not None:
             try:
                 self._writer.close()
+                self._upload()
             except OSError as error:
                 self._give_up(error)
             self._writer = None
+
+    def _upload(self) -> None:
+        """The whole file, as it cannot be appended to in an object store; nothing to do on a disk."""
+        self._uploaded_s = time.monotonic()
+        for file in Path(self._local.name).iterdir() if self._local is not None else ():
+            write_whole(self._folder / file.name, file.read_bytes())
 
     def _give_up(self, error: OSError) -> None:
         log.warning("no more TensorBoard scalars are written to %s (%s); the run goes on without them", self._folder,

@@ -14,9 +14,10 @@ import json
 import logging
 import os
 import shlex
-import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.lease import Lease
+from actors.objectpath import AnyPath, ObjectPath, ObjectStoreError, as_path, matching, parquet_source
+from actors.wholefile import remove_tree, set_aside
 from orchestrator.config import RUN_NAME
+from orchestrator.record.events import EventLog
 from searchspaces.errors import StoreError
 
 log = logging.getLogger(__name__)
 
 NARROW = "narrow"       # the run inside a run's folder that searched its space first
 RUNS = Path("runs")     # where run folders lie unless --runs says otherwise
+AT_ONCE = 16            # requests to an object store
+ROOM_MB = 1             # that must be free before a run begins; far less than it will need
 TRIAL_SCHEMA = pa.schema([
     ("sequence", pa.int64()), ("arch_id", pa.string()), ("tokens", pa.list_(pa.int8())), ("space_id", pa.string()),
     ("controller", pa.string()), ("accuracy", pa.float64()), ("accuracy_source", pa.string()),
@@ -89,23 +96,54 @@ class Trial:
 
 
 @contextlib.contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
-    """Yields a temporary path; on success it is flushed and renamed to `path`, on failure removed (StoreError)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+def write_atomically(path: AnyPath) -> Iterator[Path]:
+    """Yields a temporary path; on success it is flushed and renamed to `path`, or uploaded as that, on failure removed
+    (StoreError)."""
+    with contextlib.ExitStack() as stack:
+        if isinstance(path, ObjectPath):
+            temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paretoray-"))) / path.name
+        else:
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if isinstance(path, ObjectPath):
+                return path.write_bytes(temporary.read_bytes())
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+            _flush_folder(path.parent)
+        except ObjectStoreError:
+            raise
+        except OSError as error:
+            raise _unwritable(path, error, "everything recorded so far is kept; free some space first") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: AnyPath, error: OSError, advice: str) -> StoreError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return StoreError(f"{'the disk is full' if full else 'cannot write'} while writing {path} ({error}); {advice}")
+
+
+def check_writable(folder: AnyPath) -> None:
+    """StoreError where a run could not be written to this folder, which need not exist yet. Leaves nothing behind."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
+        if isinstance(folder, ObjectPath):
+            probe = folder / f"probe-{uuid.uuid4().hex}"
+            probe.write_bytes(b"")
+            return probe.unlink()
+        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(bytes(ROOM_MB * 10**6))
+            file.flush()
+            os.fsync(file.fileno())
+    except ObjectStoreError:
+        raise
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise StoreError(f"{'the disk is full' if full else 'cannot write'} while writing {path} ({error}); "
-                         "everything recorded so far is kept; free some space first") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        raise _unwritable(folder, error, "free some space, correct the folder's permissions or choose another --runs "
+                                         "folder") from error
 
 
 def _flush_folder(folder: Path) -> None:
@@ -116,20 +154,22 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
     with write_atomically(path) as temporary:
         temporary.write_text(text)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: AnyPath, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: AnyPath) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist; is this a run folder?") from None
+    except ObjectStoreError:
+        raise
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}); restore it or start a new run") from error
 
@@ -137,15 +177,19 @@ def read_json(path: Path) -> Any:
 class PartFolder:
     """Append-only table of Parquet parts `part-<first row number>.parquet`, rows in order of appending.
 
-    One writer at a time. `append` returns after the rows are on disk. Opening it checks every part once.
+    One writer at a time. `append` returns after the rows are on disk. Opening it checks every part once. `check` is
+    called before writing and may raise.
     """
 
-    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+    def __init__(self, folder: AnyPath, schema: pa.Schema, check: Callable[[], None] = lambda: None) -> None:
         self.folder = folder
         self.schema = schema
+        self._check = check
         folder.mkdir(parents=True, exist_ok=True)
-        self.damaged = [part.name for part in self._parts() if not self._intact(part)]
-        self.rows = max((self._first(part) + pq.read_metadata(part).num_rows for part in self._parts()), default=0)
+        parts = self._parts()
+        rows = dict(zip(parts, self._each(self._intact_rows, parts)))
+        self.damaged = [part.name for part, count in rows.items() if count is None]
+        self.rows = max((self._first(part) + count for part, count in rows.items() if count is not None), default=0)
         lost = [self._first(path) + 1 for path in folder.glob("*.damaged")]
         self.rows = max([self.rows, *lost])
 
@@ -158,6 +202,7 @@ class PartFolder:
         """Writes the rows as one new part; an empty sequence writes nothing."""
         if not rows:
             return
+        self._check()
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema)
         with write_atomically(self.folder / f"part-{self.rows:09d}.parquet") as temporary:
             pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
@@ -165,39 +210,52 @@ class PartFolder:
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """All rows in order."""
-        parts = self._parts()
-        tables = [pq.read_table(part, columns=columns, schema=self.schema) for part in parts]
+        def read(part: AnyPath) -> pa.Table:
+            return pq.read_table(parquet_source(part), columns=columns, schema=self.schema)
+
+        tables = self._each(read, self._parts())
         schema = self.schema if columns is None else pa.schema([self.schema.field(c) for c in columns])
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
-    def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob("part-*.parquet"))
+    def _each(self, work: Callable[[AnyPath], Any], parts: Sequence[AnyPath]) -> list[Any]:
+        """Of an object store several at once: each is a request that takes its time."""
+        if isinstance(self.folder, Path) or not parts:
+            return [work(part) for part in parts]
+        with ThreadPoolExecutor(min(AT_ONCE, len(parts))) as threads:
+            return list(threads.map(work, parts))
+
+    def _parts(self) -> list[AnyPath]:
+        return matching(self.folder, "part-*.parquet")
 
     @staticmethod
-    def _first(path: Path) -> int:
+    def _first(path: AnyPath) -> int:
         return int(path.name.split("-")[1].split(".")[0])
 
-    def _intact(self, part: Path) -> bool:
+    def _intact_rows(self, part: AnyPath) -> int | None:
+        """Of a part; None for a damaged one."""
         try:
-            table = pq.read_table(part, page_checksum_verification=True)
+            table = pq.read_table(parquet_source(part), page_checksum_verification=True)
             known = [field for field in self.schema if field.name in table.schema.names or field.name not in ADDED]
             if not table.schema.equals(pa.schema(known)):
                 raise pa.ArrowInvalid(f"its columns are {table.schema.names}")
+            return int(table.num_rows)
+        except ObjectStoreError:
+            raise       # says nothing about the part
         except (OSError, pa.ArrowException) as error:
             log.warning("%s is damaged (%s); it is set aside as %s.damaged and the rest is kept",
                         part, str(error).split("\n")[0], part.name)
-            os.replace(part, part.with_name(part.name + ".damaged"))
-            return False
-        return True
+            set_aside(part)
+            return None
 
 
 class RunStore:
     """One run folder. `create` for a new run, `open` for an existing one; `lock` while driving it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         self.path = path
-        self.trials = PartFolder(path / "trials", TRIAL_SCHEMA)
-        self.latency = PartFolder(path / "latency", LATENCY_SCHEMA)
+        self.trials = PartFolder(path / "trials", TRIAL_SCHEMA, self._check)
+        self.latency = PartFolder(path / "latency", LATENCY_SCHEMA, self._check)
+        self._events = EventLog(path)
         self._lock: Any = None
         self._state: dict[str, Any] | None = None   # of state.json as it is, while nobody else may write it
 
@@ -211,9 +269,13 @@ class RunStore:
         return resume_command(self.path.parent, self.name)
 
     @classmethod
-    def create(cls, root: Path, name: str, config_text: str, environment: Mapping[str, Any]) -> RunStore:
+    def create(cls, root: AnyPath, name: str, config_text: str, environment: Mapping[str, Any]) -> RunStore:
         path = run_path(root, name)
-        if path.exists():
+        claimed = None
+        if isinstance(path, ObjectPath) and not path.exists():
+            claimed = cls(path)
+            claimed.lock()      # nothing else tells which of two came first
+        if (path if claimed is None else path / "config.yaml").exists():
             raise StoreError(f"run '{name}' exists already in {root}; go on with '{resume_command(root, name)}' or "
                              "choose another --name")
         try:
@@ -223,30 +285,49 @@ class RunStore:
         try:
             write_text(path / "config.yaml", config_text)
             write_json(path / "environment.json", environment)
-            return cls(path)
+            return claimed or cls(path)
         except BaseException:
+            if claimed is not None:
+                claimed.unlock()
             remove_folder(path)
             raise
 
     @classmethod
-    def open(cls, root: Path, name: str) -> RunStore:
+    def open(cls, root: AnyPath, name: str) -> RunStore:
         """By name under `root`, or by the path of the folder itself."""
         return cls(find_run(root, name))
 
     def lock(self) -> None:
-        """Claims the run for this process; released by the system when the process ends, however it ends."""
+        """Claims the run for this process; released when the process ends, by the system or (in an object store, after
+        a while) by its silence."""
         if self._lock is not None:
             return
-        handle = (self.path / "lock").open("w")
+        self._lock = Lease.claim(self.path) if isinstance(self.path, ObjectPath) else self._locked_file(self.path)
+        self._state = None
+        for table in (self.trials, self.latency):
+            table.remove_leftovers()
+
+    def unlock(self) -> None:
+        """Before the process ends."""
+        if isinstance(self._lock, Lease):
+            self._lock.release()
+        elif self._lock is not None:
+            self._lock.close()
+        self._lock = None
+
+    def _locked_file(self, path: Path) -> Any:
+        handle = (path / "lock").open("w")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             handle.close()
             raise StoreError(f"run '{self.name}' is being driven by another process; wait for it or stop it") from error
-        self._lock = handle
-        self._state = None
-        for table in (self.trials, self.latency):
-            table.remove_leftovers()
+        return handle
+
+    def _check(self) -> None:
+        """StoreError where somebody else has taken the run over."""
+        if isinstance(self._lock, Lease):
+            self._lock.check()
 
     @property
     def recorded(self) -> bool:
@@ -258,8 +339,10 @@ class RunStore:
     def discard(self) -> None:
         """Removes the folder, by whoever holds its lock. Only for a run that recorded nothing."""
         assert self._lock is not None and not self.recorded
+        if isinstance(self._lock, Lease):   # which would write its claim again
+            self.unlock()
         remove_folder(self.path)
-        self._lock.close()
+        self.unlock()
 
     def replace_config(self, config_text: str) -> None:
         """The configuration, once what it left open is found."""
@@ -275,13 +358,8 @@ class RunStore:
 
     def event(self, kind: str, **facts: Any) -> None:
         """Appends one line to events.jsonl: what happened when, for the report. Losing the last one is harmless."""
-        line = json.dumps({"time": time.time(), "kind": kind, **facts}, default=str)
-        try:
-            with (self.path / "events.jsonl").open("a") as handle:
-                handle.write(line + "\n")
-        except OSError as error:
-            raise StoreError(f"cannot write {self.path / 'events.jsonl'} ({error}); everything recorded so far "
-                             "is kept; free some space first") from error
+        self._check()
+        self._events.append(kind, facts)
 
     def state(self) -> dict[str, Any]:
         """state.json; whoever holds the lock reads it once per change. Its values are shared: not to be changed."""
@@ -291,33 +369,34 @@ class RunStore:
         return dict(self._state)
 
     def update_state(self, **facts: Any) -> None:
+        self._check()
         known = self.state()
         self._state = None      # read back from what was written, so that both are the same
         write_json(self.path / "state.json", known | facts)
 
 
-def remove_folder(path: Path) -> None:
+def remove_folder(path: AnyPath) -> None:
     """What cannot be removed stays, with a warning: an error is on its way already."""
     try:
-        shutil.rmtree(path)
+        remove_tree(path)
     except OSError as error:
         log.warning("the run folder %s holds nothing and cannot be removed (%s)", path, error)
 
 
-def read_parts(folder: Path, schema: pa.Schema) -> pa.Table:
+def read_parts(folder: AnyPath, schema: pa.Schema) -> pa.Table:
     """All rows of another run's table, which may be growing: nothing is changed, what cannot be read is left out."""
     tables = [schema.empty_table()]
-    for part in sorted(folder.glob("part-*.parquet")):
+    for part in matching(folder, "part-*.parquet"):
         try:
-            tables.append(pq.read_table(part, schema=schema, page_checksum_verification=True))
+            tables.append(pq.read_table(parquet_source(part), schema=schema, page_checksum_verification=True))
         except (OSError, pa.ArrowException) as error:
             log.warning("%s cannot be read (%s); its rows are left out", part, str(error).split("\n")[0])
     return pa.concat_tables(tables)
 
 
-def find_run(root: Path, name: str) -> Path:
+def find_run(root: AnyPath, name: str) -> AnyPath:
     """The folder of an existing run, by name under `root` or by its own path."""
-    direct = Path(name)
+    direct = as_path(name)
     if direct.name != name and not (direct / "config.yaml").exists():
         raise StoreError(f"'{name}' is no folder of a run: it holds no config.yaml; give the path of a run's folder, "
                          "or its name and the folder of the runs")
@@ -328,17 +407,19 @@ def find_run(root: Path, name: str) -> Path:
     return path.resolve()
 
 
-def resume_command(root: Path, name: str) -> str:
+def resume_command(root: AnyPath, name: str) -> str:
     return f"paretoray resume {run_arguments(root / name)}"
 
 
-def run_arguments(path: Path) -> str:
+def run_arguments(path: AnyPath) -> str:
     """How a person names a run's folder to a command."""
     root = path.parent
-    return path.name + ("" if root.resolve() == RUNS.resolve() else f" --runs {shlex.quote(str(root))}")
+    if isinstance(root, Path) and root.resolve() == RUNS.resolve():
+        return path.name
+    return f"{path.name} --runs {shlex.quote(str(root) if isinstance(root, Path) else root.address)}"
 
 
-def run_path(root: Path, name: str) -> Path:
+def run_path(root: AnyPath, name: str) -> AnyPath:
     """The folder of a run; the name must be a plain folder name (no separators, no '..')."""
     if not RUN_NAME.fullmatch(name) or ".." in name:
         raise StoreError(f"'{name}' is not a usable run name; use letters, digits, '-', '_' and single '.', starting "

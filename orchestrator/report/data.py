@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,9 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
+from actors.objectpath import AnyPath, matching, parquet_source
 from orchestrator.frontier import pareto_mask
+from orchestrator.record.events import FILE, read_lines
 from orchestrator.record.store import ADDED, LATENCY_SCHEMA, TRIAL_SCHEMA
 
 TRIAL_COLUMNS = ["sequence", "arch_id", "tokens", "controller", "accuracy", "accuracy_source", "latency_ms",
@@ -24,7 +25,7 @@ LATENCY_COLUMNS = ["arch_id", "target_id", "latency_ms", "predicted_ms", "stderr
 class RunView:
     """A run at one moment. `trials` in order of observation; `problems` are sentences for the reader."""
 
-    path: Path
+    path: AnyPath
     name: str
     config: dict[str, Any]
     environment: dict[str, Any]
@@ -79,7 +80,7 @@ def column_numbers(table: pa.Table, column: str) -> NDArray[np.float64]:
     return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def read_run(run_dir: Path) -> RunView:
+def read_run(run_dir: AnyPath) -> RunView:
     problems: list[str] = []
     trials = _read_parts(run_dir, "trials", TRIAL_SCHEMA, TRIAL_COLUMNS, problems)
     latency = _read_parts(run_dir, "latency", LATENCY_SCHEMA, LATENCY_COLUMNS, problems)
@@ -90,7 +91,7 @@ def read_run(run_dir: Path) -> RunView:
         config=_read_file(run_dir / "config.yaml", dict, problems),
         environment=_read_file(run_dir / "environment.json", dict, problems),
         state=_read_file(run_dir / "state.json", dict, problems, optional=True),
-        events=_read_events(run_dir / "events.jsonl", problems),
+        events=_read_events(run_dir, problems),
         trials=trials.sort_by("sequence"), latency=latency, generated=generated,
         elite=_read_file(run_dir / "elite.json", dict, problems, optional=True),
         narrowed=(run_dir / "narrow" / "report.html").is_file(),
@@ -115,7 +116,7 @@ def _fixed_rows(compared: dict[str, Any], problems: list[str]) -> list[dict[str,
     return _with_budgets(rows if isinstance(rows, list) else [], "compared.json", problems)
 
 
-def _read_file(path: Path, kind: type, problems: list[str], optional: bool = False) -> Any:
+def _read_file(path: AnyPath, kind: type, problems: list[str], optional: bool = False) -> Any:
     """YAML or JSON (which is YAML, but faster by its own reader) of the given kind; empty with a note otherwise."""
     try:
         text = path.read_text()
@@ -133,13 +134,11 @@ def _read_file(path: Path, kind: type, problems: list[str], optional: bool = Fal
     return value
 
 
-def _read_events(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+def _read_events(run_dir: AnyPath, problems: list[str]) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
+        lines = read_lines(run_dir)
     except OSError as error:
-        problems.append(f"{path.name} cannot be read ({error}).")
+        problems.append(f"{FILE} cannot be read ({error}).")
         return []
     events, bad = [], 0
     for line in lines:
@@ -151,16 +150,16 @@ def _read_events(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         if isinstance(event, dict):
             events.append(event)
     if bad:
-        problems.append(f"{bad} of {len(lines)} lines of {path.name} cannot be read.")
+        problems.append(f"{bad} of {len(lines)} lines of {FILE} cannot be read.")
     return events
 
 
-def _read_parts(run_dir: Path, name: str, schema: pa.Schema, columns: list[str], problems: list[str]) -> pa.Table:
+def _read_parts(run_dir: AnyPath, name: str, schema: pa.Schema, columns: list[str], problems: list[str]) -> pa.Table:
     wanted = pa.schema([schema.field(column) for column in columns])
     tables = [wanted.empty_table()]
-    for path in sorted((run_dir / name).glob("part-*.parquet")):
+    for path in matching(run_dir / name, "part-*.parquet"):
         try:
-            table = pq.read_table(path, page_checksum_verification=True)
+            table = pq.read_table(parquet_source(path), page_checksum_verification=True)
             for column in (wanted.field(name) for name in columns if name in ADDED and name not in table.column_names):
                 table = table.append_column(column, pa.nulls(table.num_rows, column.type))
             missing = [column for column in columns if column not in table.column_names]
@@ -170,7 +169,7 @@ def _read_parts(run_dir: Path, name: str, schema: pa.Schema, columns: list[str],
         except (OSError, pa.ArrowException) as error:
             problems.append(f"{name}/{path.name} cannot be read ({str(error).splitlines()[0]}); its rows are not "
                             "shown.")
-    for path in sorted((run_dir / name).glob("*.damaged")):
+    for path in matching(run_dir / name, "*.damaged"):
         problems.append(f"{name}/{path.name} was damaged and set aside; its rows are not shown.")
     return pa.concat_tables(tables)
 

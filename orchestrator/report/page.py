@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from actors.objectpath import AnyPath
 from orchestrator.record.store import write_text
 from orchestrator.report import figures, sections
 from orchestrator.report.data import RunView, read_run
@@ -27,10 +27,10 @@ from searchspaces.errors import SpaceError
 from searchspaces.space import SearchSpace, Tokens
 
 
-def write_report(run_dir: Path, space: SearchSpace | None = None) -> Path:
+def write_report(run_dir: AnyPath, space: SearchSpace | None = None) -> AnyPath:
     """Writes run_dir/report.html and returns its path. Without `space` architectures are not drawn."""
-    path = Path(run_dir) / "report.html"
-    write_text(path, render(read_run(Path(run_dir)), space))
+    path = run_dir / "report.html"
+    write_text(path, render(read_run(run_dir), space))
     return path
 
 

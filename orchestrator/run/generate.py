@@ -4,15 +4,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from actors.data import Preprocessing, Splits
 from actors.latency.worker import input_shape
+from actors.objectpath import AnyPath, as_path, matching
 from orchestrator.cluster.joining import connected
 from orchestrator.cluster.ownmodules import own_modules
+from orchestrator.cluster.sharing import check_shared
 from orchestrator.config import Config, load_config
 from orchestrator.handover.architectures import announcements, makes_models
 from orchestrator.handover.delivered import Delivered, refuse_missed
@@ -33,7 +34,7 @@ from searchspaces.errors import BudgetError, StoreError
 from searchspaces.space import SearchSpace
 
 
-def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | None = None, runs: Path = RUNS,
+def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | None = None, runs: str | AnyPath = RUNS,
                     address: str | None = None, console: Console | None = None) -> list[Delivered]:
     """Trained, measured ONNX files of a finished run for new budgets, on the machine that is the run's target, or with
     the devices and workers of the cluster at `address`. Architectures where a target only looks latencies up.
@@ -43,7 +44,7 @@ def generate_models(name: str, budgets_ms: Sequence[float], *, target: str | Non
     meets (after the others are delivered).
     """
     console = console or Console()
-    store = RunStore.open(runs, name)
+    store = RunStore.open(as_path(runs), name)
     check_finished(store)
     store.lock()
     config = load_config(store.path / "config.yaml")
@@ -82,6 +83,7 @@ def _joined(stack: contextlib.ExitStack, config: Config, store: RunStore, space:
     stop = StopFlag()
     stack.enter_context(connected(config.cluster, address, own=own_modules(config)))
     stack.enter_context(stop.installed())
+    check_shared(store.path, progress.note)
     services = stack.enter_context(contextlib.closing(
         Services(config, space, splits, preprocessing, store, local=False, check=stop.check)))
     metrics = stack.enter_context(contextlib.closing(RunMetrics(store.path, store.name)))
@@ -109,20 +111,21 @@ def check_finished(store: RunStore) -> None:
                          f"{store.resume_command}")
 
 
-def write_run_report(name: str, runs: Path = RUNS) -> Path:
+def write_run_report(name: str, runs: str | AnyPath = RUNS) -> AnyPath:
     """report.html of a run in any state."""
-    store = RunStore.open(runs, name)
+    store = RunStore.open(as_path(runs), name)
     _, space = data_and_space(load_config(store.path / "config.yaml"))
     return write_report(store.path, space)
 
 
-def run_rows(runs: Path = RUNS) -> list[dict[str, str]]:
+def run_rows(runs: str | AnyPath = RUNS) -> list[dict[str, str]]:
     """One row per run for `paretoray runs`."""
+    runs = as_path(runs)
     if not runs.is_dir():
         raise StoreError(f"there is no folder '{runs}'; give the folder of your runs with --runs, or start one with: "
                          "paretoray search configs/quickstart.yaml")
     rows = []
-    for path in sorted(runs.glob("*/config.yaml"), key=lambda p: p.stat().st_mtime):
+    for path in sorted(matching(runs, "*/config.yaml"), key=lambda path: path.stat().st_mtime):
         state_file = path.parent / "state.json"
         state = read_json(state_file) if state_file.exists() else {}
         store = RunStore(path.parent)

@@ -5,8 +5,7 @@ It ends before anything is delivered.
 """
 from __future__ import annotations
 
-from pathlib import Path
-
+from actors.objectpath import AnyPath, address_of
 from orchestrator.config import Config, Plugin
 from orchestrator.controllers.catalogue import check_controller_options, controller_class
 from orchestrator.data.accuracy import SupernetAccuracy
@@ -34,8 +33,9 @@ def narrowing(config: Config) -> Config:
         "search": config.search.model_copy(update={"evaluations": narrow.evaluations})})
 
 
-def narrowed(config: Config, found: Path) -> Config:
+def narrowed(config: Config, found: AnyPath) -> Config:
     """Of the search for networks: inside what the run in folder `found` has found."""
     assert config.narrow is not None, "this run does not search its space"
     aim = {} if config.narrow.aim is None else {"aim": config.narrow.aim}
-    return config.model_copy(update={"narrow": None, "space": Plugin(name=ELITE, run=str(found.resolve()), **aim)})
+    return config.model_copy(update={"narrow": None, "space": Plugin(
+        name=ELITE, run=address_of(found.resolve()), **aim)})

@@ -14,11 +14,13 @@ from pathlib import Path
 from rich.console import Console
 
 from actors.latency.worker import input_shape
+from actors.objectpath import AnyPath, as_path
 from actors.targets.catalogue import check_options
 from orchestrator.cluster.devices import local_devices
 from orchestrator.cluster.jobs import runs_may_be_lost, shown_path, tell_job
 from orchestrator.cluster.joining import connected, environment, is_local
 from orchestrator.cluster.ownmodules import own_modules
+from orchestrator.cluster.sharing import check_shared
 from orchestrator.cluster.watch import EXIT_CODE, Watch
 from orchestrator.comparison.compared import Comparison, compared_table
 from orchestrator.comparison.fixed import check_comparison
@@ -32,7 +34,7 @@ from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.record.goals import target_state
 from orchestrator.record.metrics import RunMetrics
 from orchestrator.record.progress import Progress
-from orchestrator.record.store import NARROW, RunStore, run_path
+from orchestrator.record.store import NARROW, RUNS, RunStore, check_writable, run_path
 from orchestrator.report.page import write_report
 from orchestrator.run.narrow import check_narrowing, narrowed, narrowing
 from orchestrator.run.repair import repair
@@ -44,7 +46,7 @@ from orchestrator.run.stages.train import train
 from orchestrator.services.context import Leaders, RunContext, checked_data, data_and_space
 from orchestrator.services.elite import check_inheritance, freeze_weights, with_ranges
 from orchestrator.services.pretrained import check_start, preprocessing_for, with_absolute_start
-from orchestrator.services.recipes import check_training, slots_needed
+from orchestrator.services.recipes import check_training, slots_needed, trains
 from orchestrator.services.services import Services
 from orchestrator.services.warmstart import check_earlier, freeze_earlier, is_frozen
 from searchspaces.errors import BudgetError, ClusterError
@@ -78,13 +80,13 @@ STEPS: dict[Stage, Callable[[RunContext], None]] = {
 class Search:
     """`Search(load_config("mine.yaml")).run()` from Python; the same object behind `paretoray search` and `resume`."""
 
-    def __init__(self, config: Config, *, runs: Path = Path("runs"), name: str | None = None,
+    def __init__(self, config: Config, *, runs: str | AnyPath = RUNS, name: str | None = None,
                  address: str | None = None, console: Console | None = None, resumed: RunStore | None = None,
                  outer: RunStore | None = None) -> None:
         """`resumed`: the existing run to go on with, see `resume`. `outer`: the run that this one searches spaces for,
         and that a user resumes."""
+        self.runs = runs = as_path(runs)
         self.config = config = with_ranges(config, runs)
-        self.runs = runs
         self.address = address
         self.console = console or Console()
         self.stop = StopFlag()
@@ -108,15 +110,16 @@ class Search:
             self.config = config = with_absolute_start(config)
         if resumed is None:
             check_earlier(config, runs, self._space, self._splits)
+        check_writable(runs if resumed is None else resumed.path)
         self._new, self._outer = resumed is None, outer
         self._open: Callable[[], RunStore] = lambda: resumed or RunStore.create(
             runs, str(name), dump_config(config), environment())
 
     @classmethod
-    def resume(cls, name: str, *, runs: Path = Path("runs"), address: str | None = None,
+    def resume(cls, name: str, *, runs: str | AnyPath = RUNS, address: str | None = None,
                console: Console | None = None, outer: RunStore | None = None) -> Search:
         """A search that goes on in the folder of an existing run, with that run's configuration."""
-        store = RunStore.open(runs, name)
+        store = RunStore.open(as_path(runs), name)
         return cls(load_config(store.path / "config.yaml"), runs=runs, address=address, console=console, resumed=store,
                    outer=outer)
 
@@ -185,6 +188,8 @@ class Search:
                                  self.stop, metrics, Leaders())
             for note in notes:
                 progress.note(note)
+            if trains(self.config):
+                check_shared(store.path, progress.note)
             repair(context)
             if _reached(store) is Stage.DONE and self.config.compare and not Comparison(store).entries:
                 store.update_state(stage=Stage.COMPARE.value)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from orchestrator.controllers.controller import Proposal
+from orchestrator.record.events import read_lines
 from orchestrator.record.store import RunStore, Trial
 
 
@@ -50,8 +51,7 @@ class BatchLog:
 
 
 def _logged(store: RunStore) -> Iterable[int]:
-    path = store.path / "events.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in read_lines(store.path):
         try:
             event = json.loads(line)
         except ValueError:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from actors.objectpath import AnyPath, address_of, as_path
 from actors.supernet.actor import NAME, load_weights
 from actors.supernet.checkpoints import read_newest, write_checkpoint
 from orchestrator.config import Config, Plugin, load_config
@@ -68,7 +68,7 @@ def advice(space: FoundSpace) -> str:
             "epochs, for the distribution to settle")
 
 
-def read_spaces(folder: Path) -> dict[str, Any]:
+def read_spaces(folder: AnyPath) -> dict[str, Any]:
     """What `save_spaces` wrote. StoreError where there is none, or that of another version."""
     if not (folder / FILE).exists():
         raise StoreError(f"run '{folder.name}' has found no spaces yet; name a run with controller nss that has "
@@ -83,7 +83,7 @@ def read_spaces(folder: Path) -> dict[str, Any]:
 # --- what another run takes over --------------------------------------------------------------------------------------
 
 
-def with_ranges(config: Config, runs: Path) -> Config:
+def with_ranges(config: Config, runs: AnyPath) -> Config:
     """The configuration with the ranges of the run that `space.run` names, in full; as it is where it has them or names
     none."""
     options = config.space.options
@@ -97,7 +97,7 @@ def with_ranges(config: Config, runs: Path) -> Config:
         raise StoreError(f"run '{folder.name}' searched {found['space_id']}, which this version builds as "
                          f"{space.space_id}; search the spaces again with this version")
     ranges = ranges_of_tokens(space, _tokens(space, found["spaces"], options.get("aim"), folder.name))
-    resolved = {"run": str(folder.resolve()), "base": base.model_dump(mode="json"), "ranges": ranges}
+    resolved = {"run": address_of(folder.resolve()), "base": base.model_dump(mode="json"), "ranges": ranges}
     return config.model_copy(update={"space": Plugin(name=ELITE, **resolved)})
 
 
@@ -127,9 +127,9 @@ def check_inheritance(config: Config, classes: int, channels: int) -> None:
                           "both the same, because it says how pixels are scaled")
 
 
-def inherited_from(config: Config) -> Path | None:
+def inherited_from(config: Config) -> AnyPath | None:
     run = config.space.options.get("run") if config.space.name == ELITE else None
-    return None if run is None else Path(str(run))
+    return None if run is None else as_path(str(run))
 
 
 def freeze_weights(store: RunStore, config: Config) -> None:

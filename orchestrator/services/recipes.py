@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from actors.data import LabelledImages
+from actors.objectpath import AnyPath, absolute
 from actors.rollout.trainer import ProxySettings
 from actors.supernet.actor import SupernetSettings
 from orchestrator.cluster.embedded import usable_cores
@@ -13,6 +13,7 @@ from orchestrator.config import Config
 from orchestrator.controllers.catalogue import check_controller_options, controller_class
 from orchestrator.controllers.controller import LatencyModel
 from orchestrator.data.accuracy import Recipe, TrainingAccuracy
+from orchestrator.handover.architectures import look_ups
 from orchestrator.record.goals import Goal
 from orchestrator.record.store import RunStore
 from searchspaces.errors import ConfigError
@@ -46,8 +47,8 @@ def controller_cpus(config: Config) -> int:
     return goals * controller_class(name).cpus(check_controller_options(name, options))
 
 
-def knowledge_folder(accuracy: TrainingAccuracy, store: RunStore) -> Path:
-    return store.path / "knowledge" if accuracy.knowledge == "own" else Path(accuracy.knowledge).expanduser()
+def knowledge_folder(accuracy: TrainingAccuracy, store: RunStore) -> AnyPath:
+    return store.path / "knowledge" if accuracy.knowledge == "own" else absolute(accuracy.knowledge)
 
 
 def proxy_settings(config: Config, epochs: int) -> ProxySettings:
@@ -58,6 +59,11 @@ def proxy_settings(config: Config, epochs: int) -> ProxySettings:
                          weight_decay=recipe.weight_decay, label_smoothing=recipe.label_smoothing, seed=config.seed,
                          augmentation=recipe.augmentation(),
                          calibration_images=config.search.calibration_images)
+
+
+def trains(config: Config) -> bool:
+    """Does anything train in such a run, be it for the hand-over?"""
+    return config.accuracy.source != "table" or len(look_ups(config)) < len(config.targets)
 
 
 def trains_itself(config: Config) -> bool:

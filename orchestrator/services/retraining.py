@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,8 +18,10 @@ from numpy.typing import NDArray
 
 from actors.data import Preprocessing, Splits
 from actors.evaluator import share_correct, tensor_of
+from actors.objectpath import absolute
 from actors.remote import fetch
 from actors.rollout.trainer import retrained_weights, submit_retraining
+from actors.wholefile import remove_tree
 from orchestrator.config import Config
 from orchestrator.data.accuracy import Recipe
 from orchestrator.record.store import RunStore
@@ -45,7 +45,7 @@ class Retrained:
                  store: RunStore) -> None:
         self.space, self.splits, self.preprocessing = space, splits, preprocessing
         self.settings = proxy_settings(config, config.delivery.retrain_epochs)
-        self.unfinished = str(store.path / "checkpoints" / "retraining")
+        self.unfinished = absolute(store.path / "checkpoints" / "retraining")
         self._store = store
 
     def accuracy(self, tokens_T: Tokens) -> float | None:
@@ -68,7 +68,8 @@ class Retrained:
         accuracy = share_correct(network, tensor_of(validation), torch.from_numpy(validation.labels))
         save_state(self._store, self._name(tokens_T), {name: np.array(v) for name, v in weights.items()}
                    | {ACCURACY: accuracy})
-        shutil.rmtree(Path(self.unfinished) / self.space.arch_id(tokens_T), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_tree(self.unfinished / self.space.arch_id(tokens_T))
 
     def _intact(self, tokens_T: Tokens) -> dict[str, Any] | None:
         return intact_state(self._store, self._name(tokens_T))

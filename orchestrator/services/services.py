@@ -23,6 +23,7 @@ from actors.evaluator import Evaluator, SupernetEvaluatorFactory
 from actors.knowledge.pool import KnowledgeService
 from actors.knowledge.rules import GateSettings
 from actors.latency.pool import LatencyPool, LatencyPoolSettings
+from actors.objectpath import absolute
 from actors.rollout.pool import PoolSettings, RolloutPool
 from actors.rollout.trainer import ProxyEvaluatorFactory
 from actors.supernet.actor import SupernetService
@@ -277,7 +278,7 @@ class Services:
         return ProxyEvaluatorFactory(
             self._space, ray.put(self._splits.train), self._preprocessing,
             ray.put(self._preprocessing.inputs(self._splits.val)), proxy_settings(self._config, accuracy.epochs),
-            str(self._store.path / "checkpoints" / "proxy"),
+            absolute(self._store.path / "checkpoints" / "proxy"),
             None if self._knowledge is None else self._knowledge.actor)
 
     def _supernet_evaluators(self) -> SupernetEvaluatorFactory:

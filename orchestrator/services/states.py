@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 from hashlib import sha256
 from typing import Any
 
@@ -13,6 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from actors.objectpath import ObjectStoreError
+from actors.wholefile import set_aside
 from orchestrator.config import Config
 from orchestrator.prediction.predictor import LatencyPredictor
 from orchestrator.record.store import RunStore, write_atomically, write_json
@@ -60,6 +61,8 @@ def load_state(store: RunStore, name: str) -> dict[str, Any]:
         if digest not in (None, sha256(content).hexdigest()):
             raise ValueError("its tensors do not have the digest that was written")
         return facts | load(content)
+    except ObjectStoreError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         raise StoreError(f"{folder / name}.* is missing or damaged ({error}); resume the run to make it "
                          "again") from error
@@ -77,5 +80,5 @@ def intact_state(store: RunStore, name: str) -> dict[str, Any] | None:
         for suffix in ("json", "safetensors"):
             file = store.path / "checkpoints" / f"{name}.{suffix}"
             with contextlib.suppress(FileNotFoundError):
-                os.replace(file, file.with_name(file.name + ".damaged"))
+                set_aside(file)
         return None

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from actors.data import Splits
 from actors.knowledge.entry import write_whole
 from actors.knowledge.pool import KnowledgePool, check_folder
 from actors.latency.result import LatencyResult
+from actors.objectpath import AnyPath, as_path, matching, parquet_source
 from orchestrator.config import Config, load_config
 from orchestrator.controllers.controller import EarlierRun, LatencyModel
 from orchestrator.data.accuracy import TrainingAccuracy
@@ -52,11 +52,11 @@ FOLDER = "earlier"
 class Source:
     """A run to start from, found and compatible. `about` is what the copy remembers of it."""
 
-    path: Path
+    path: AnyPath
     about: dict[str, Any]
 
 
-def check_earlier(config: Config, runs: Path, space: SearchSpace, splits: Splits) -> list[Source]:
+def check_earlier(config: Config, runs: AnyPath, space: SearchSpace, splits: Splits) -> list[Source]:
     """The runs of `warm_start`. StoreError for one that is not there, ConfigError naming both spaces where one is of
     another space."""
     sources: list[Source] = []
@@ -95,21 +95,21 @@ def freeze_earlier(store: RunStore, sources: Sequence[Source], config: Config, s
     return notes
 
 
-def copy_knowledge(source: Path, destination: Path, space: SearchSpace, epochs: int) -> int:
+def copy_knowledge(source: AnyPath, destination: AnyPath, space: SearchSpace, epochs: int) -> int:
     """Entries of a pool of the same space and number of epochs; the new pool adopts the files when it opens. How many
     were copied."""
     KnowledgePool(destination, space, epochs)  # writes whose blocks it will hold
     about = source / "pool.json"
     if not about.exists() or about.read_bytes() != (destination / "pool.json").read_bytes():
         return 0
-    entries = list((source / f"epochs-{epochs}" / "entries").glob("*.safetensors"))
+    entries = matching(source / f"epochs-{epochs}" / "entries", "*.safetensors")
     for entry in entries:
         with contextlib.suppress(FileNotFoundError):  # replaced meanwhile by a run that is still going on
             write_whole(destination / f"epochs-{epochs}" / "entries" / entry.name, entry.read_bytes())
     return len(entries)
 
 
-def without_knowledge(source: Path, space: SearchSpace, epochs: int) -> str:
+def without_knowledge(source: AnyPath, space: SearchSpace, epochs: int) -> str:
     """Why a pool in this folder gives nothing."""
     try:
         check_folder(source, space)
@@ -122,7 +122,7 @@ def without_knowledge(source: Path, space: SearchSpace, epochs: int) -> str:
 
 
 def is_frozen(store: RunStore, config: Config) -> bool:
-    return all((store.path / FOLDER / Path(name).name / "about.json").exists() for name in config.warm_start)
+    return all((store.path / FOLDER / as_path(name).name / "about.json").exists() for name in config.warm_start)
 
 
 def earlier_runs(store: RunStore, config: Config, space: SearchSpace, goal: Goal) -> tuple[EarlierRun, ...]:
@@ -131,7 +131,7 @@ def earlier_runs(store: RunStore, config: Config, space: SearchSpace, goal: Goal
     target_ids = {label: target_state(store, label)["target_id"] for label in goal.targets}
     runs = []
     for about, folder in _copies(store, config):
-        rows = [row for row in pq.read_table(folder / "trials.parquet").to_pylist() if row["accuracy"] is not None]
+        rows = [row for row in _rows(folder / "trials.parquet") if row["accuracy"] is not None]
         if not rows:
             continue
         comparable = about["space_id"] == space.space_id
@@ -161,7 +161,7 @@ def earlier_latencies(store: RunStore, config: Config, space: SearchSpace, targe
     """By run, each network that was measured on this very device, in units of this run's reference."""
     found: dict[str, list[LatencyResult]] = {}
     for about, folder in _copies(store, config):
-        rows = pq.read_table(folder / "latency.parquet").to_pylist() if about["space_id"] == space.space_id else []
+        rows = _rows(folder / "latency.parquet") if about["space_id"] == space.space_id else []
         results = [latency_result(row) for row in rows if row["latency_ms"] and row["target_id"] == target_id]
         found[about["name"]] = [_rebased(result, reference_ms) for result in results]
     return found
@@ -173,7 +173,7 @@ def earlier_devices(store: RunStore, config: Config, space: SearchSpace,
     """
     found: dict[str, LatencyPredictor] = {}
     for about, folder in _copies(store, config):
-        rows = pq.read_table(folder / "latency.parquet").to_pylist() if about["space_id"] == space.space_id else []
+        rows = _rows(folder / "latency.parquet") if about["space_id"] == space.space_id else []
         for target_id in sorted({row["target_id"] for row in rows if row["latency_ms"]} - set(known_ids)):
             own = [row for row in rows if row["target_id"] == target_id and row["latency_ms"]]
             if len(own) >= LEAST_NETWORKS:
@@ -190,9 +190,14 @@ def _rebased(result: LatencyResult, reference_ms: float) -> LatencyResult:
     return replace(result, sample=replace(sample, latency_ms=sample.ratio * reference_ms, reference_ms=reference_ms))
 
 
-def _copies(store: RunStore, config: Config) -> list[tuple[dict[str, Any], Path]]:
-    folders = [store.path / FOLDER / Path(name).name for name in config.warm_start]
+def _copies(store: RunStore, config: Config) -> list[tuple[dict[str, Any], AnyPath]]:
+    folders = [store.path / FOLDER / as_path(name).name for name in config.warm_start]
     return [(read_json(folder / "about.json"), folder) for folder in folders]
+
+
+def _rows(file: AnyPath) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(parquet_source(file)).to_pylist()
+    return rows
 
 
 def _tokens(space: SearchSpace) -> list[tuple[str, tuple[int | float | str, ...]]]:

@@ -5,11 +5,12 @@ several at once, and becomes files as what is handed over does. Empty without `c
 """
 from __future__ import annotations
 
+import contextlib
 import math
-import shutil
 
 import numpy as np
 
+from actors.wholefile import remove_tree
 from orchestrator.comparison.bench import FixedBench
 from orchestrator.comparison.compared import FOLDER, Compared, Comparison
 from orchestrator.comparison.fixed import FixedNetworks
@@ -44,7 +45,8 @@ def compare(run: RunContext) -> None:
             if not model.feasible:
                 run.progress.note(f"fixed network: {model.reason}")
             run.stop.check()
-    shutil.rmtree(bench.folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        remove_tree(bench.folder)
 
 
 def _measure(run: RunContext, bench: FixedBench, comparison: Comparison, labels: list[str]) -> None:

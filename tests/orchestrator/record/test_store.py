@@ -1,7 +1,9 @@
 """The run folder survives crashes, damage and a full disk."""
 from __future__ import annotations
 
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,14 +14,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.record.store import RunStore, Trial, read_json, resume_command, write_text
+from actors.objectpath import AnyPath, as_path, matching
+from actors.wholefile import write_whole
+from orchestrator.record import events
+from orchestrator.record.store import RunStore, Trial, check_writable, read_json, resume_command, write_text
 from searchspaces.errors import StoreError
+from tests.objectstore import BUCKET, Server
 
 TRIAL = Trial(0, "abc", (0, 1, 2), "space", "random", 0.5, "supernet", 3, 1.5, "predicted", "cpu-1", 10, 20, None, None,
               7, 1.0, 0.1, "node", "")
 
 
-def make_store(root: Path, name: str = "run") -> RunStore:
+def make_store(root: AnyPath, name: str = "run") -> RunStore:
     return RunStore.create(root, name, "seed: 0\n", {"python": "3"})
 
 
@@ -204,3 +210,81 @@ def test_state_and_events(tmp_path: Path) -> None:
     write_text(store.path / "state.json", "{")
     with pytest.raises(StoreError, match="damaged"):
         store.state()
+
+
+# --- in an object store -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_an_object_store(s3: Server, caplog: pytest.LogCaptureFixture,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    root = as_path(s3.address("store/runs"))
+    store = make_store(root)
+    assert str(store.path) == f"s3://{BUCKET}/store/runs/run" and not store.recorded
+    assert store.resume_command == f"paretoray resume run --runs '{s3.address('store/runs')}'"
+    for first in (0, 3, 6):
+        store.append_trials(trials(first, 3))
+    store.update_state(stage="search")
+    store.update_state(weights_version=2)
+    monkeypatch.setattr(events, "FULL_BYTES", 1000)
+    for number in range(30):
+        store.event("controller", trials=number, text=100 * "x")
+    with pytest.raises(StoreError, match="run 'run' exists already in s3://lab-runs/store/runs; go on with"):
+        make_store(root)
+
+    write_whole(store.path / "trials" / "part-000000003.parquet", b"rubbish")
+    reader = RunStore.open(root, "run")
+    assert [trial.sequence for trial in reader.read_trials()] == [0, 1, 2, 6, 7, 8] and reader.trials.rows == 9
+    assert "is damaged" in caplog.text and reader.state() == {"stage": "search", "weights_version": 2}
+    assert RunStore.open(as_path("elsewhere"), f"{root.address}".replace("/runs?", "/runs/run?")).trials.rows == 9
+    reader.event("later")       # by another process, as after a crash
+    found = [json.loads(line) for line in events.read_lines(store.path)]
+    assert [event.get("trials") for event in found] == [*range(30), None] and found[-1]["kind"] == "later"
+    assert 4 <= len(matching(store.path, "events-*.jsonl")) < 10
+    with pytest.raises(StoreError, match="there is no run 'walk' in s3://lab-runs/store/runs; known runs: run"):
+        RunStore.open(root, "walk")
+
+    fresh = make_store(root, "fresh")
+    fresh.lock()
+    fresh.discard()
+    assert not (root / "fresh").exists()
+    store.unlock()
+    assert not matching(store.path / "lock", "*")
+
+
+def test_who_drives_a_run_is_checked_before_its_record_is_written(s3: Server) -> None:
+    store = make_store(as_path(s3.address("store/taken")))
+    lease = store._lock
+    lease._lost = "'run' was taken over"
+    for write in (lambda: store.append_trials(trials(0, 1)), lambda: store.update_state(stage="x"),
+                  lambda: store.event("x"), lambda: store.latency.append([{"arch_id": "a"}])):
+        with pytest.raises(StoreError, match="was taken over"):
+            write()
+    assert RunStore(store.path).trials.rows == 0
+    store.unlock()
+
+
+# --- before anything starts -------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(tmp_path: Path, s3: Server) -> None:
+    check_writable(tmp_path / "not" / "yet" / "there")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "runs"):
+        with pytest.raises(StoreError, match=r"cannot write while writing .*correct the folder's permissions"):
+            check_writable(folder)
+    root = as_path(s3.address("store/empty"))
+    check_writable(root)
+    with s3.checks_keys(), pytest.raises(StoreError, match=r"store/empty/probe-\w+ cannot be used: access is denied"):
+        check_writable(root)
+
+
+def test_a_full_disk_is_told_before_anything_starts(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))    # writing fails with EFBIG
+    try:
+        with pytest.raises(StoreError, match=f"the disk is full while writing {tmp_path}"):
+            check_writable(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
