@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.config import RUN_NAME
+from orchestrator.record import parts
 from searchspaces.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -137,58 +138,86 @@ def read_json(path: Path) -> Any:
 class PartFolder:
     """Append-only table of Parquet parts `part-<first row number>.parquet`, rows in order of appending.
 
-    One writer at a time. `append` returns after the rows are on disk. Opening it checks every part once.
+    One writer at a time. `append` returns after the rows are on disk; now and then it merges parts, which readers need
+    not know (parts.py). Opening it checks every part once.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         self.folder = folder
         self.schema = schema
         folder.mkdir(parents=True, exist_ok=True)
-        self.damaged = [part.name for part in self._parts() if not self._intact(part)]
-        self.rows = max((self._first(part) + pq.read_metadata(part).num_rows for part in self._parts()), default=0)
-        lost = [self._first(path) + 1 for path in folder.glob("*.damaged")]
+        self._open()
+
+    def _open(self) -> None:
+        self.damaged: list[str] = []
+        self._seen = parts.listed(self.folder)
+        found, self._contained = parts.read_in_order(self.folder, self._intact)
+        self._small = parts.mergeable(found)    # as they are on disk
+        self.rows = max((parts.first_row(part) + table.num_rows for part, table in found), default=0)
+        lost = [parts.first_row(path) + 1 for path in self.folder.glob("*.damaged")]
         self.rows = max([self.rows, *lost])
 
-    def remove_leftovers(self) -> None:
-        """Parts that a killed writer began. Only for the one writer: a reader would take a living one's."""
-        for leftover in self.folder.glob(".*.part"):
+    def begin_writing(self) -> None:
+        """By the one writer: takes in what another wrote since this was opened, and removes what a killed one left. A
+        reader would take a living one's."""
+        if self._seen != parts.listed(self.folder):
+            self._open()
+        for leftover in [*self.folder.glob(".*.part"), *self._contained]:
             leftover.unlink(missing_ok=True)
+        if len(self._small) > parts.MOST_SMALL:     # of an earlier version, which merged nothing
+            self._merge()
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes the rows as one new part; an empty sequence writes nothing."""
         if not rows:
             return
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema)
-        with write_atomically(self.folder / f"part-{self.rows:09d}.parquet") as temporary:
-            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        part = self._write(self.rows, table)
         self.rows += len(rows)
+        self._small = parts.mergeable([*self._small, (part, table)])
+        if len(self._small) > parts.MOST_SMALL:
+            self._merge()
+
+    def _write(self, first: int, table: pa.Table) -> Path:
+        part = self.folder / f"part-{first:09d}.parquet"
+        with write_atomically(part) as temporary:
+            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        return part
+
+    def _merge(self) -> None:
+        """Nothing is lost where this fails, and nothing has to be said: the next part will not be written either."""
+        small, self._small = self._small, []
+        with contextlib.suppress(StoreError, OSError):
+            for group in parts.groups(small):
+                whole = pa.concat_tables([table for _, table in group])
+                part = self._write(parts.first_row(group[0][0]), whole)
+                for contained, _ in group[1:]:
+                    contained.unlink(missing_ok=True)
+            self._small = parts.mergeable([(part, whole)])
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """All rows in order."""
-        parts = self._parts()
-        tables = [pq.read_table(part, columns=columns, schema=self.schema) for part in parts]
+        found, _ = parts.read_in_order(self.folder,
+                                       lambda part: pq.read_table(part, columns=columns, schema=self.schema))
         schema = self.schema if columns is None else pa.schema([self.schema.field(c) for c in columns])
-        return pa.concat_tables(tables) if tables else schema.empty_table()
+        return pa.concat_tables([schema.empty_table(), *(table for _, table in found)])
 
-    def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob("part-*.parquet"))
-
-    @staticmethod
-    def _first(path: Path) -> int:
-        return int(path.name.split("-")[1].split(".")[0])
-
-    def _intact(self, part: Path) -> bool:
+    def _intact(self, part: Path) -> pa.Table | None:
+        """Its rows; None where it is damaged, and set aside."""
         try:
             table = pq.read_table(part, page_checksum_verification=True)
             known = [field for field in self.schema if field.name in table.schema.names or field.name not in ADDED]
             if not table.schema.equals(pa.schema(known)):
                 raise pa.ArrowInvalid(f"its columns are {table.schema.names}")
+        except FileNotFoundError:
+            raise
         except (OSError, pa.ArrowException) as error:
             log.warning("%s is damaged (%s); it is set aside as %s.damaged and the rest is kept",
                         part, str(error).split("\n")[0], part.name)
             os.replace(part, part.with_name(part.name + ".damaged"))
-            return False
-        return True
+            self.damaged.append(part.name)
+            return None
+        return parts.with_columns(table, self.schema)
 
 
 class RunStore:
@@ -246,7 +275,7 @@ class RunStore:
         self._lock = handle
         self._state = None
         for table in (self.trials, self.latency):
-            table.remove_leftovers()
+            table.begin_writing()
 
     @property
     def recorded(self) -> bool:
@@ -306,13 +335,17 @@ def remove_folder(path: Path) -> None:
 
 def read_parts(folder: Path, schema: pa.Schema) -> pa.Table:
     """All rows of another run's table, which may be growing: nothing is changed, what cannot be read is left out."""
-    tables = [schema.empty_table()]
-    for part in sorted(folder.glob("part-*.parquet")):
+    def readable(part: Path) -> pa.Table | None:
         try:
-            tables.append(pq.read_table(part, schema=schema, page_checksum_verification=True))
+            return pq.read_table(part, schema=schema, page_checksum_verification=True)
+        except FileNotFoundError:
+            raise
         except (OSError, pa.ArrowException) as error:
             log.warning("%s cannot be read (%s); its rows are left out", part, str(error).split("\n")[0])
-    return pa.concat_tables(tables)
+            return None
+
+    found, _ = parts.read_in_order(folder, readable)
+    return pa.concat_tables([schema.empty_table(), *(table for _, table in found)])
 
 
 def find_run(root: Path, name: str) -> Path:
