@@ -205,7 +205,7 @@ class PartFolder:
     def _intact(self, part: Path) -> pa.Table | None:
         """Its rows; None where it is damaged, and set aside."""
         try:
-            table = pq.read_table(part, page_checksum_verification=True)
+            table = pq.ParquetFile(part, page_checksum_verification=True).read(use_threads=False)  # quick if small
             known = [field for field in self.schema if field.name in table.schema.names or field.name not in ADDED]
             if not table.schema.equals(pa.schema(known)):
                 raise pa.ArrowInvalid(f"its columns are {table.schema.names}")
@@ -298,9 +298,15 @@ class RunStore:
         self.trials.append([asdict(trial) for trial in trials])
 
     def read_trials(self) -> list[Trial]:
-        rows: list[dict[str, Any]] = self.trials.read([f.name for f in fields(Trial)]).to_pylist()
-        return [Trial(**row | {"tokens": tuple(row["tokens"]),
-                               "latencies": row["latencies"] and tuple(row["latencies"])}) for row in rows]
+        return [trial for trials in self.trials_by_part() for trial in trials]
+
+    def trials_by_part(self) -> Iterator[list[Trial]]:
+        """All trials in order, in lists of at most some thousands, for whoever need not hold them all at once."""
+        table = self.trials.read([f.name for f in fields(Trial)])
+        for batch in table.to_batches(max_chunksize=parts.FULL_ROWS):
+            yield [Trial(**row | {"tokens": tuple(row["tokens"]),
+                                  "latencies": row["latencies"] and tuple(row["latencies"])})
+                   for row in batch.to_pylist()]
 
     def event(self, kind: str, **facts: Any) -> None:
         """Appends one line to events.jsonl: what happened when, for the report. Losing the last one is harmless."""
