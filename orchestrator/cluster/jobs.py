@@ -8,6 +8,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from actors.objectpath import AnyPath
+
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"      # of every driver that a job starts
 SUBMISSION_ID = "job_submission_id"
 ANSWER_S = 5
@@ -21,15 +23,17 @@ def submission_id() -> str:
         return ""
 
 
-def shown_path(path: Path) -> str:
+def shown_path(path: AnyPath) -> str:
     """As a person finds it: a job's reader sits elsewhere, so it is absolute there, with the node."""
+    if not isinstance(path, Path):
+        return str(path)    # the same everywhere
     return f"{path.absolute()} (on {socket.gethostname()})" if submission_id() else str(path)
 
 
-def runs_may_be_lost(runs: Path) -> str:
+def runs_may_be_lost(runs: AnyPath) -> str:
     """What to say where a job keeps its runs in the copy of the working directory, which Ray removes when it needs the
     room; "" elsewhere."""
-    if not submission_id() or not runs.absolute().is_relative_to(Path.cwd()):
+    if not submission_id() or not isinstance(runs, Path) or not runs.absolute().is_relative_to(Path.cwd()):
         return ""
     return (f"{runs.absolute()} is in this job's copy of the working directory, which Ray may remove after the job; "
             "give --runs a folder that stays, best one that all nodes share")

@@ -17,7 +17,6 @@ import shlex
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.lease import Lease
-from actors.objectpath import AnyPath, ObjectPath, ObjectStoreError, as_path, matching, parquet_source
+from actors.objectpath import AnyPath, ObjectPath, ObjectStoreError, as_path, parquet_source
 from actors.wholefile import remove_tree, set_aside
 from orchestrator.config import RUN_NAME
+from orchestrator.record import parts
 from orchestrator.record.events import EventLog
 from searchspaces.errors import StoreError
 
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 NARROW = "narrow"       # the run inside a run's folder that searched its space first
 RUNS = Path("runs")     # where run folders lie unless --runs says otherwise
-AT_ONCE = 16            # requests to an object store
 ROOM_MB = 1             # that must be free before a run begins; far less than it will need
 TRIAL_SCHEMA = pa.schema([
     ("sequence", pa.int64()), ("arch_id", pa.string()), ("tokens", pa.list_(pa.int8())), ("space_id", pa.string()),
@@ -177,8 +176,8 @@ def read_json(path: AnyPath) -> Any:
 class PartFolder:
     """Append-only table of Parquet parts `part-<first row number>.parquet`, rows in order of appending.
 
-    One writer at a time. `append` returns after the rows are on disk. Opening it checks every part once. `check` is
-    called before writing and may raise.
+    One writer at a time. `append` returns after the rows are on disk; now and then it merges parts, which readers need
+    not know (parts.py). Opening it checks every part once. `check` is called before writing and may raise.
     """
 
     def __init__(self, folder: AnyPath, schema: pa.Schema, check: Callable[[], None] = lambda: None) -> None:
@@ -186,17 +185,26 @@ class PartFolder:
         self.schema = schema
         self._check = check
         folder.mkdir(parents=True, exist_ok=True)
-        parts = self._parts()
-        rows = dict(zip(parts, self._each(self._intact_rows, parts)))
-        self.damaged = [part.name for part, count in rows.items() if count is None]
-        self.rows = max((self._first(part) + count for part, count in rows.items() if count is not None), default=0)
-        lost = [self._first(path) + 1 for path in folder.glob("*.damaged")]
+        self._open()
+
+    def _open(self) -> None:
+        self.damaged: list[str] = []
+        self._seen = parts.listed(self.folder)
+        found, self._contained = parts.read_in_order(self.folder, self._intact)
+        self._small = parts.mergeable(found)    # as they are on disk
+        self.rows = max((parts.first_row(part) + table.num_rows for part, table in found), default=0)
+        lost = [parts.first_row(path) + 1 for path in self.folder.glob("*.damaged")]
         self.rows = max([self.rows, *lost])
 
-    def remove_leftovers(self) -> None:
-        """Parts that a killed writer began. Only for the one writer: a reader would take a living one's."""
-        for leftover in self.folder.glob(".*.part"):
+    def begin_writing(self) -> None:
+        """By the one writer: takes in what another wrote since this was opened, and removes what a killed one left. A
+        reader would take a living one's."""
+        if self._seen != parts.listed(self.folder):
+            self._open()
+        for leftover in [*self.folder.glob(".*.part"), *self._contained]:
             leftover.unlink(missing_ok=True)
+        if len(self._small) > parts.MOST_SMALL:     # of an earlier version, which merged nothing
+            self._merge()
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes the rows as one new part; an empty sequence writes nothing."""
@@ -204,48 +212,55 @@ class PartFolder:
             return
         self._check()
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema)
-        with write_atomically(self.folder / f"part-{self.rows:09d}.parquet") as temporary:
-            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        part = self._write(self.rows, table)
         self.rows += len(rows)
+        self._small = parts.mergeable([*self._small, (part, table)])
+        if len(self._small) > parts.MOST_SMALL:
+            self._merge()
+
+    def _write(self, first: int, table: pa.Table) -> AnyPath:
+        part = self.folder / f"part-{first:09d}.parquet"
+        with write_atomically(part) as temporary:
+            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        return part
+
+    def _merge(self) -> None:
+        """Nothing is lost where this fails, and nothing has to be said: the next part will not be written either."""
+        small, self._small = self._small, []
+        with contextlib.suppress(StoreError, OSError):
+            for group in parts.groups(small):
+                whole = pa.concat_tables([table for _, table in group])
+                part = self._write(parts.first_row(group[0][0]), whole)
+                for contained, _ in group[1:]:
+                    contained.unlink(missing_ok=True)
+            self._small = parts.mergeable([(part, whole)])
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """All rows in order."""
         def read(part: AnyPath) -> pa.Table:
             return pq.read_table(parquet_source(part), columns=columns, schema=self.schema)
 
-        tables = self._each(read, self._parts())
+        found, _ = parts.read_in_order(self.folder, read)
         schema = self.schema if columns is None else pa.schema([self.schema.field(c) for c in columns])
-        return pa.concat_tables(tables) if tables else schema.empty_table()
+        return pa.concat_tables([schema.empty_table(), *(table for _, table in found)])
 
-    def _each(self, work: Callable[[AnyPath], Any], parts: Sequence[AnyPath]) -> list[Any]:
-        """Of an object store several at once: each is a request that takes its time."""
-        if isinstance(self.folder, Path) or not parts:
-            return [work(part) for part in parts]
-        with ThreadPoolExecutor(min(AT_ONCE, len(parts))) as threads:
-            return list(threads.map(work, parts))
-
-    def _parts(self) -> list[AnyPath]:
-        return matching(self.folder, "part-*.parquet")
-
-    @staticmethod
-    def _first(path: AnyPath) -> int:
-        return int(path.name.split("-")[1].split(".")[0])
-
-    def _intact_rows(self, part: AnyPath) -> int | None:
-        """Of a part; None for a damaged one."""
+    def _intact(self, part: AnyPath) -> pa.Table | None:
+        """Its rows; None where it is damaged, and set aside."""
         try:
-            table = pq.read_table(parquet_source(part), page_checksum_verification=True)
+            file = pq.ParquetFile(parquet_source(part), page_checksum_verification=True)
+            table = file.read(use_threads=False)    # quick if small
             known = [field for field in self.schema if field.name in table.schema.names or field.name not in ADDED]
             if not table.schema.equals(pa.schema(known)):
                 raise pa.ArrowInvalid(f"its columns are {table.schema.names}")
-            return int(table.num_rows)
-        except ObjectStoreError:
+        except (FileNotFoundError, ObjectStoreError):
             raise       # says nothing about the part
         except (OSError, pa.ArrowException) as error:
             log.warning("%s is damaged (%s); it is set aside as %s.damaged and the rest is kept",
                         part, str(error).split("\n")[0], part.name)
             set_aside(part)
+            self.damaged.append(part.name)
             return None
+        return parts.with_columns(table, self.schema)
 
 
 class RunStore:
@@ -305,7 +320,7 @@ class RunStore:
         self._lock = Lease.claim(self.path) if isinstance(self.path, ObjectPath) else self._locked_file(self.path)
         self._state = None
         for table in (self.trials, self.latency):
-            table.remove_leftovers()
+            table.begin_writing()
 
     def unlock(self) -> None:
         """Before the process ends."""
@@ -352,9 +367,15 @@ class RunStore:
         self.trials.append([asdict(trial) for trial in trials])
 
     def read_trials(self) -> list[Trial]:
-        rows: list[dict[str, Any]] = self.trials.read([f.name for f in fields(Trial)]).to_pylist()
-        return [Trial(**row | {"tokens": tuple(row["tokens"]),
-                               "latencies": row["latencies"] and tuple(row["latencies"])}) for row in rows]
+        return [trial for trials in self.trials_by_part() for trial in trials]
+
+    def trials_by_part(self) -> Iterator[list[Trial]]:
+        """All trials in order, in lists of at most some thousands, for whoever need not hold them all at once."""
+        table = self.trials.read([f.name for f in fields(Trial)])
+        for batch in table.to_batches(max_chunksize=parts.FULL_ROWS):
+            yield [Trial(**row | {"tokens": tuple(row["tokens"]),
+                                  "latencies": row["latencies"] and tuple(row["latencies"])})
+                   for row in batch.to_pylist()]
 
     def event(self, kind: str, **facts: Any) -> None:
         """Appends one line to events.jsonl: what happened when, for the report. Losing the last one is harmless."""
@@ -385,13 +406,17 @@ def remove_folder(path: AnyPath) -> None:
 
 def read_parts(folder: AnyPath, schema: pa.Schema) -> pa.Table:
     """All rows of another run's table, which may be growing: nothing is changed, what cannot be read is left out."""
-    tables = [schema.empty_table()]
-    for part in matching(folder, "part-*.parquet"):
+    def readable(part: AnyPath) -> pa.Table | None:
         try:
-            tables.append(pq.read_table(parquet_source(part), schema=schema, page_checksum_verification=True))
+            return pq.read_table(parquet_source(part), schema=schema, page_checksum_verification=True)
+        except (FileNotFoundError, ObjectStoreError):
+            raise
         except (OSError, pa.ArrowException) as error:
             log.warning("%s cannot be read (%s); its rows are left out", part, str(error).split("\n")[0])
-    return pa.concat_tables(tables)
+            return None
+
+    found, _ = parts.read_in_order(folder, readable)
+    return pa.concat_tables([schema.empty_table(), *(table for _, table in found)])
 
 
 def find_run(root: AnyPath, name: str) -> AnyPath:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from actors.objectpath import AnyPath, matching, parquet_source
 from orchestrator.frontier import pareto_mask
 from orchestrator.record.events import FILE, read_lines
+from orchestrator.record.parts import read_in_order, with_columns
 from orchestrator.record.store import ADDED, LATENCY_SCHEMA, TRIAL_SCHEMA
 
 TRIAL_COLUMNS = ["sequence", "arch_id", "tokens", "controller", "accuracy", "accuracy_source", "latency_ms",
@@ -156,22 +157,26 @@ def _read_events(run_dir: AnyPath, problems: list[str]) -> list[dict[str, Any]]:
 
 def _read_parts(run_dir: AnyPath, name: str, schema: pa.Schema, columns: list[str], problems: list[str]) -> pa.Table:
     wanted = pa.schema([schema.field(column) for column in columns])
-    tables = [wanted.empty_table()]
-    for path in matching(run_dir / name, "part-*.parquet"):
+    found: dict[str, str] = {}      # by part: a part may be looked at twice
+
+    def readable(path: AnyPath) -> pa.Table | None:
         try:
             table = pq.read_table(parquet_source(path), page_checksum_verification=True)
-            for column in (wanted.field(name) for name in columns if name in ADDED and name not in table.column_names):
-                table = table.append_column(column, pa.nulls(table.num_rows, column.type))
-            missing = [column for column in columns if column not in table.column_names]
+            missing = [column for column in columns if column not in table.column_names and column not in ADDED]
             if missing:
                 raise pa.ArrowInvalid(f"it has no column {missing[0]}")
-            tables.append(table.select(columns).cast(wanted))
+            return with_columns(table, wanted)
+        except FileNotFoundError:
+            raise
         except (OSError, pa.ArrowException) as error:
-            problems.append(f"{name}/{path.name} cannot be read ({str(error).splitlines()[0]}); its rows are not "
-                            "shown.")
+            found[path.name] = str(error).splitlines()[0]
+            return None
+
+    parts, _ = read_in_order(run_dir / name, readable)
+    problems += [f"{name}/{part} cannot be read ({reason}); its rows are not shown." for part, reason in found.items()]
     for path in matching(run_dir / name, "*.damaged"):
         problems.append(f"{name}/{path.name} was damaged and set aside; its rows are not shown.")
-    return pa.concat_tables(tables)
+    return pa.concat_tables([wanted.empty_table(), *(table for _, table in parts)])
 
 
 def _is_number(value: Any) -> bool:

@@ -23,12 +23,12 @@ class BatchLog:
         self._logged = set(_logged(store))
         self._open: dict[int, list[Mapping[str, float]]] = {}
         self._newest = -1
-        self._take(store.read_trials())
+        self._take(store.trials.read(["details"]).column("details").to_pylist())
 
     def add(self, trials: Sequence[Trial], in_flight: Iterable[Proposal]) -> None:
         """New trials, and what is still being trained. Batches are proposed one after the other: one is complete when
         a later one has begun and nothing of it is in flight. Without anything in flight the search is over."""
-        self._take(trials)
+        self._take([trial.details for trial in trials])
         running = {proposal.batch for proposal in in_flight if proposal.batch is not None}
         self._newest = max([self._newest, *running, *self._open])
         over = not running and not trials
@@ -36,9 +36,9 @@ class BatchLog:
             if batch not in running and (batch < self._newest or over):
                 self._log(batch, self._open.pop(batch))
 
-    def _take(self, trials: Sequence[Trial]) -> None:
-        for trial in trials:
-            details = json.loads(trial.details or "{}")
+    def _take(self, texts: Iterable[str | None]) -> None:
+        """Of the trials' details those that name a batch."""
+        for details in (json.loads(text) for text in texts if text and '"batch"' in text):
             if "batch" in details and details["batch"] not in self._logged:
                 self._open.setdefault(int(details["batch"]), []).append(details)
 

@@ -25,12 +25,16 @@ class ObservedTrials:
         self.count = 0  # failed ones too
         self.successful: list[Observation] = []
 
-    def add(self, trials: Sequence[Observation]) -> None:
-        for trial in trials:
-            self.count += 1
-            if np.isfinite(trial.accuracy) and np.isfinite(trial.latency_ms):
-                tokens_T = self.space.canonical(np.asarray(trial.tokens, dtype=np.int8)[None])[0]
-                self.successful.append(Observation(tokens_T, trial.accuracy, trial.latency_ms))
+    def add(self, trials: Sequence[Observation]) -> Tokens:
+        """int8[N, T]: their canonical tokens."""
+        if not trials:
+            return np.empty((0, len(self.space.choices)), dtype=np.int8)
+        tokens_NT = self.space.canonical(np.stack([np.asarray(trial.tokens, dtype=np.int8) for trial in trials]))
+        self.count += len(trials)
+        self.successful += [Observation(tokens_T, trial.accuracy, trial.latency_ms)
+                            for tokens_T, trial in zip(tokens_NT, trials)
+                            if math.isfinite(trial.accuracy) and math.isfinite(trial.latency_ms)]
+        return tokens_NT
 
     def answers(self, budgets_ms: Sequence[float], alternatives: int = 1) -> list[list[Answer]]:
         """As Controller.generate: the most accurate trials at or under each budget, the fastest if there is none."""
@@ -102,10 +106,7 @@ class TrialAnswers(Controller):
         return Proposal(tokens_T, budget_ms)
 
     def observe(self, trials: Sequence[Observation]) -> None:
-        self._log.add(trials)
-        if not trials:
-            return
-        keys = {row.tobytes() for row in self.space.canonical(np.stack([np.asarray(t.tokens) for t in trials]))}
+        keys = {row.tobytes() for row in self._log.add(trials)}
         self._taken |= keys
         self._pending -= keys
 

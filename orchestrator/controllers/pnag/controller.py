@@ -83,8 +83,10 @@ class Pnag(Controller):
         return taken
 
     def observe(self, trials: Sequence[Observation]) -> None:
-        for trial in trials:
-            tokens_T = self.space.canonical(np.asarray(trial.tokens, dtype=np.int8)[None])[0]
+        if not trials:
+            return
+        tokens_NT = self.space.canonical(np.stack([np.asarray(trial.tokens, dtype=np.int8) for trial in trials]))
+        for tokens_T, trial in zip(tokens_NT, trials):
             self._trials.append(Observation(tokens_T, trial.accuracy, trial.latency_ms, trial.error))
             self._observed.add(tokens_T.tobytes())
             self._pending.discard(tokens_T.tobytes())

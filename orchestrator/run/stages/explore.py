@@ -91,12 +91,12 @@ def replayed_panel(run: RunContext) -> Panel:
     if controllers[0].task.earlier and not controllers[0].uses_earlier_runs:
         run.progress.note(f"controller {plugin.name} does not learn from earlier runs; their latency table is used")
     panel = Panel(goals, controllers, run.config.labels)
-    trials = run.store.read_trials()
-    panel.observe(trials)
     run.leaders = Leaders(goals, run.config.labels)
-    for trial in trials:
-        run.metrics.replay(nan_for_none(trial.latency_ms), nan_for_none(trial.accuracy))
-        run.leaders.add(trial)
+    for trials in run.store.trials_by_part():
+        panel.observe(trials)
+        for trial in trials:
+            run.metrics.replay(nan_for_none(trial.latency_ms), nan_for_none(trial.accuracy))
+            run.leaders.add(trial)
     return panel
 
 

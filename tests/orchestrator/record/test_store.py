@@ -7,17 +7,28 @@ import resource
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from actors.objectpath import AnyPath, as_path, matching
 from actors.wholefile import write_whole
-from orchestrator.record import events
-from orchestrator.record.store import RunStore, Trial, check_writable, read_json, resume_command, write_text
+from orchestrator.record import events, parts
+from orchestrator.record.store import (
+    TRIAL_SCHEMA,
+    RunStore,
+    Trial,
+    check_writable,
+    read_json,
+    read_parts,
+    resume_command,
+    write_text,
+)
+from orchestrator.report.data import read_run
 from searchspaces.errors import StoreError
 from tests.objectstore import BUCKET, Server
 
@@ -152,11 +163,14 @@ def test_full_disk_keeps_what_was_recorded(tmp_path: Path) -> None:
 
 
 def test_kill_while_appending_loses_nothing_written(tmp_path: Path) -> None:
-    """A writer killed with SIGKILL at a random moment: a prefix of its trials is there, whole and in order."""
+    """A writer that merges parts all the time, killed with SIGKILL at a random moment: a prefix of its trials is there,
+    whole and in order, for whoever looks meanwhile too."""
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 from pathlib import Path
+from orchestrator.record import parts
 from tests.orchestrator.record.test_store import make_store, trials
+parts.MOST_SMALL, parts.FULL_ROWS = 3, 12
 store = make_store(Path({str(tmp_path)!r}))
 for i in range(100000):
     store.append_trials(trials(i, 1))
@@ -165,13 +179,98 @@ for i in range(100000):
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     acknowledged = [int(process.stdout.readline()) for _ in range(20)]
-    time.sleep(0.05)
+    for _ in range(5):
+        seen = read_parts(tmp_path / "run" / "trials", TRIAL_SCHEMA).column("sequence").to_pylist()
+        assert seen == list(range(len(seen))) and len(seen) >= len(acknowledged)
     process.send_signal(signal.SIGKILL)
     acknowledged += [int(line) for line in process.stdout.read().split()]
     process.wait()
     kept = [t.sequence for t in RunStore.open(tmp_path, "run").read_trials()]
     assert kept == list(range(len(kept)))
     assert len(kept) >= len(acknowledged)
+    assert len(list((tmp_path / "run" / "trials").glob("part-*"))) < 5 + len(kept) / 12
+
+
+class Killed(BaseException):
+    """No handler of errors stops it."""
+
+
+@pytest.mark.parametrize("step", range(1, 8))
+def test_killed_at_any_step_of_merging_no_row_is_lost_or_doubled(tmp_path: Path, step: int,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps: the new part is renamed and its temporary name cleared, then the merged one, then three others go."""
+    store = make_store(tmp_path)
+    monkeypatch.setattr(parts, "MOST_SMALL", 3)
+    for i in range(3):
+        store.append_trials(trials(2 * i, 2))
+    left = [step]
+
+    def dying(act: Callable[..., object]) -> Callable[..., object]:
+        def step_or_die(*arguments: object, **options: object) -> object:
+            left[0] -= 1
+            if not left[0]:
+                raise Killed
+            return act(*arguments, **options)
+
+        return step_or_die
+
+    monkeypatch.setattr(os, "replace", dying(os.replace))
+    monkeypatch.setattr(Path, "unlink", dying(Path.unlink))
+    with pytest.raises(Killed):
+        store.append_trials(trials(6, 2))
+    monkeypatch.undo()
+    monkeypatch.setattr(parts, "MOST_SMALL", 3)
+    for run in (read_parts(store.path / "trials", TRIAL_SCHEMA), read_run(store.path).trials):
+        assert run.column("sequence").to_pylist()[:6] == list(range(6)) and run.num_rows in (6, 8)
+    reopened = RunStore(store.path)
+    recorded = reopened.trials.rows
+    assert recorded == len(reopened.read_trials()) in (6, 8)
+    reopened.lock()
+    for i in range(recorded, recorded + 8, 2):
+        reopened.append_trials(trials(i, 2))
+    assert [t.sequence for t in RunStore(store.path).read_trials()] == list(range(recorded + 8))
+
+
+def test_parts_are_merged_but_not_across_a_gap_and_not_again_when_full(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lost rows of a damaged part leave a gap, behind which the next part begins."""
+    monkeypatch.setattr(parts, "MOST_SMALL", 3)
+    monkeypatch.setattr(parts, "FULL_ROWS", 5)
+    store = make_store(tmp_path)
+    for i in range(3):
+        store.append_trials(trials(2 * i, 2))
+    (store.path / "trials" / "part-000000002.parquet").write_bytes(b"PAR1 nonsense")
+    reopened = RunStore(store.path)
+    for i in range(6, 14, 2):
+        reopened.append_trials(trials(i, 2))
+    names = sorted(p.name for p in (store.path / "trials").glob("part-*.parquet"))
+    assert names == [f"part-{first:09d}.parquet" for first in (0, 4, 10, 12)]
+    assert [t.sequence for t in RunStore(store.path).read_trials()] == [0, 1, *range(4, 14)]
+
+
+def test_a_run_with_thousands_of_small_parts_is_merged_when_it_is_driven_again(tmp_path: Path) -> None:
+    """Also rows of a version without the newest columns."""
+    store = make_store(tmp_path)
+    store.append_trials(trials(0, 1))
+    first = store.path / "trials" / "part-000000000.parquet"
+    table = pq.read_table(first).drop_columns(["details"])
+    for i in range(parts.MOST_SMALL + 2):
+        pq.write_table(table.set_column(0, "sequence", pa.array([i])), first.with_name(f"part-{i:09d}.parquet"))
+    driven = RunStore(store.path)
+    before = driven.read_trials()
+    driven.lock()
+    assert [path.name for path in first.parent.iterdir()] == [first.name]
+    assert RunStore(store.path).read_trials() == before and len(before) == parts.MOST_SMALL + 2
+
+
+def test_whoever_drives_a_run_next_has_seen_what_was_written_before(tmp_path: Path) -> None:
+    """Opened before another driver's last trials, locked after them."""
+    first = make_store(tmp_path)
+    second = RunStore(first.path)
+    first.append_trials(trials(0, 2))
+    second.lock()
+    second.append_trials(trials(2, 1))
+    assert [t.sequence for t in RunStore(first.path).read_trials()] == [0, 1, 2]
 
 
 def test_two_drivers_are_refused(tmp_path: Path) -> None:
