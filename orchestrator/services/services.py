@@ -57,13 +57,14 @@ KNOWLEDGE_TIME_OUT_S = 30.0
 
 class Services:
     """Latency pool, supernet actor, knowledge pool and rollout pool; Ray must be initialised. `local`: Ray was started
-    for this run. `check` is called during long waits and raises when the run has to stop."""
+    for this run. `check` is called during long waits and raises when the run has to stop. `share`: so many runs are to
+    find room, so this one takes its part of the cluster and of the devices."""
 
     def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
-                 store: RunStore, local: bool, check: Callable[[], None] = lambda: None) -> None:
+                 store: RunStore, local: bool, check: Callable[[], None] = lambda: None, share: int = 1) -> None:
         self._config, self._space, self._splits, self._store = config, space, splits, store
         self._preprocessing = preprocessing
-        self._local, self._check = local, check
+        self._local, self._check, self._share = local, check, share
         self.say: Callable[[str], None] = log.warning       # what a user should hear
         self._latency: dict[str, tuple[LatencyPool, list[Claim]]] = {}
         self._supernet: SupernetService | None = None
@@ -77,6 +78,7 @@ class Services:
             target = next(plugin for plugin in self._config.targets if plugin.label == label)
             devices = devices_when_there(target.name, target.options, self._config.cluster, self._said(label),
                                          self._check)
+            devices = devices[:max(1, len(devices) // self._share)]
             for other in [name for name, (_, held) in self._latency.items() if _overlap(devices, held)]:
                 self._latency.pop(other)[0].close()
             if _on_gpus(devices) and self._trains_on_gpus():
@@ -147,20 +149,20 @@ class Services:
         if recipe.workers != "auto":
             return recipe.workers
         by_cpu, gpus = self._trainers_by_cpu(recipe), self.trainer_gpus(recipe)
-        return max(1, min(by_cpu, places(gpus, _offer())) if gpus else by_cpu)
+        return max(1, min(by_cpu, places(gpus, self._offer())) if gpus else by_cpu)
 
     def trainer_gpus(self, recipe: Recipe) -> float:
         """GPUs of each of them."""
         by_cpu = self._trainers_by_cpu(recipe) if recipe.workers == "auto" else recipe.workers
-        return trainer_share(recipe.gpus, by_cpu, _offer())
+        return trainer_share(recipe.gpus, by_cpu, self._offer())
 
     def tuners(self) -> tuple[int, int, float]:
         """How many single networks are fine-tuned at once beside nothing else, and the CPUs and GPUs of each."""
         settings = self._config.supernet
         cpus = 1 if settings.cpus == "auto" else settings.cpus
         by_cpu = self._at_once(cpus)
-        gpus = trainer_share(settings.gpus, by_cpu, _offer())
-        return max(1, min(by_cpu, places(gpus, _offer()))) if gpus else by_cpu, cpus, gpus
+        gpus = trainer_share(settings.gpus, by_cpu, self._offer())
+        return max(1, min(by_cpu, places(gpus, self._offer()))) if gpus else by_cpu, cpus, gpus
 
     def begin_training(self) -> None:
         """Frees GPUs that are measured on, if they are to be trained on too."""
@@ -204,8 +206,8 @@ class Services:
         the controllers: these keep them, and rollout workers come when the supernet is trained."""
         config = self._config
         cores = (training_cores(config) if self._local
-                 else total_cpus() - 1 - len(config.targets) - controller_cpus(config))
-        return supernet_team(config.supernet, config.search, cores, _offer())
+                 else self._cluster_cpus() - 1 - len(config.targets) - controller_cpus(config))
+        return supernet_team(config.supernet, config.search, cores, self._offer())
 
     def finish(self, tokens_T: Tokens) -> ray.ObjectRef:
         """A reference to the weights to hand over, which a task fine-tunes from the supernet's."""
@@ -219,7 +221,7 @@ class Services:
         if team.gpus:
             return 0
         free = (training_cores(config) if self._local
-                else total_cpus() - len(config.targets) - team.cpus - controller_cpus(config))
+                else self._cluster_cpus() - len(config.targets) - team.cpus - controller_cpus(config))
         return max(0, free) // single_threads(config)
 
     def trained_for(self) -> tuple[list[Goal], dict[str, LatencyModel]]:
@@ -266,26 +268,32 @@ class Services:
             return 1  # looking up is no work
         if asked != "auto":
             return asked
-        gpus = _offer().total if self._config.search.gpus == "auto" else 0.0
+        gpus = self._offer().total if self._config.search.gpus == "auto" else 0.0
         return min(self._spare_cpus(), PER_GPU * math.ceil(gpus)) if gpus else self._spare_cpus()
 
     def _rollout_gpus(self) -> float:
         if self._config.accuracy.source != "supernet":
             return 0.0
-        return rollout_share(self._config.search.gpus, self._rollout_count(), self.team().gpus, _offer())
+        return rollout_share(self._config.search.gpus, self._rollout_count(), self.team().gpus, self._offer())
 
     def _trainers_by_cpu(self, recipe: Recipe) -> int:
         return self._at_once(recipe.cpus)
 
     def _at_once(self, cpus: int) -> int:
         """Trainings of so many CPUs that find a place."""
-        cluster = total_cpus() - 1 - controller_cpus(self._config)
+        cluster = self._cluster_cpus() - 1 - controller_cpus(self._config)
         return max(1, (usable_cores() if self._local else cluster) // cpus)
+
+    def _cluster_cpus(self) -> int:
+        return total_cpus() // self._share
+
+    def _offer(self) -> GpuOffer:
+        return GpuOffer.of_nodes(ray.nodes()).shared(self._share)
 
     def _spare_cpus(self) -> int:
         if self._local:
             return usable_cores()  # the other services idle during the search
-        return max(1, total_cpus() - self.team().cpus - controller_cpus(self._config) - 1)
+        return max(1, self._cluster_cpus() - self.team().cpus - controller_cpus(self._config) - 1)
 
 
 def _on_gpus(devices: Sequence[Claim]) -> bool:
@@ -301,7 +309,3 @@ def _overlap(wanted: Sequence[Claim], held: Sequence[Claim]) -> bool:
                 | {"driver's node" for actor in pinned if "scheduling_strategy" in actor})
 
     return bool(names(wanted) & names(held))
-
-
-def _offer() -> GpuOffer:
-    return GpuOffer.of_nodes(ray.nodes())
