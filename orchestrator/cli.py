@@ -212,10 +212,13 @@ def worker(address: Annotated[str | None, typer.Option(
 
 @app.command()
 def report(run: RunName, runs: Runs = RUNS) -> None:
-    """Write the run's report.html: front, budget slider, architectures, latency prediction, history."""
+    """Write the report.html of a run (front, budget slider, architectures, latency prediction, history) or a sweep."""
     from orchestrator.run.generate import write_run_report
+    from orchestrator.sweep.folder import SweepFolder, is_sweep
+    from orchestrator.sweep.page import write_sweep_report
 
-    stdout.print(f"report: {write_run_report(run, runs)}")
+    path = write_sweep_report(SweepFolder.open(runs, run)) if is_sweep(runs, run) else write_run_report(run, runs)
+    stdout.print(f"report: {path}")
 
 
 @app.command()
@@ -236,10 +239,12 @@ def keys(section: Annotated[str | None, typer.Argument(
 
 @app.command("runs")
 def list_runs(runs: Runs = RUNS) -> None:
-    """List all runs with their stage, trials and models."""
+    """List all runs with their stage, trials and models, and all sweeps, whose folders hold runs too."""
     from orchestrator.run.generate import run_rows
+    from orchestrator.sweep.results import sweep_rows
 
-    _print_table(run_rows(runs), f"no runs in {runs}; start one with: paretoray search configs/quickstart.yaml")
+    _print_table(run_rows(runs) + sweep_rows(runs),
+                 f"no runs in {runs}; start one with: paretoray search configs/quickstart.yaml")
 
 
 @app.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from actors.targets.catalogue import claims
 from actors.targets.target import CPU_RESOURCE
@@ -97,10 +98,16 @@ def _devices(config: Config, resources: Mapping[str, float]) -> dict[str, int]:
         found = [claim.actor for claim in claims(target.name, target.options, resources)]
         held = [actor for actor in found if actor.get("resources") or actor.get("num_gpus")]
         if held:
-            shared[target.label] = len(held) if all(actor == held[0] for actor in held) else 1
+            shared[target.label] = _count(held[0], resources) if all(actor == held[0] for actor in held) else 1
         elif not found and wanted_resource(target.name, target.options) == CPU_RESOURCE:
             shared[target.label] = 1    # the driver's own processor
     return shared
+
+
+def _count(held: Mapping[str, Any], resources: Mapping[str, float]) -> int:
+    """Of devices like this one."""
+    wanted = {**held.get("resources", {}), GPU: held.get("num_gpus", 0)}
+    return int(min(resources.get(name, 0) // amount for name, amount in wanted.items() if amount))
 
 
 def _or_one(count: int | float | str) -> int:

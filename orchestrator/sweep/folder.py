@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +21,13 @@ import yaml
 
 from orchestrator.config import read_mapping
 from orchestrator.record.store import read_json, remove_folder, run_arguments, run_path, write_json, write_text
+from orchestrator.sweep.recorded import SETTLED, State
 from orchestrator.sweep.settings import SweepSettings, Values, parse_sweep
 from searchspaces.errors import StoreError
 
 SETTINGS, STATE, LOGS, TUNE = "sweep.yaml", "sweep.json", "logs", ".tune"
 NAME_LENGTH = 60
 POLL_S = 0.2
-
-
-class State(Enum):
-    """WAITING -> RUNNING -> DONE, STOPPED (it was behind the others) or FAILED. Resumed, a sweep goes on with what is
-    RUNNING or FAILED."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    DONE = "done"
-    STOPPED = "stopped early"
-    FAILED = "failed"
-
-
-SETTLED = frozenset({State.DONE, State.STOPPED})
 
 
 @dataclass(frozen=True)
@@ -90,6 +76,8 @@ class SweepFolder:
     def open(cls, root: Path, name: str) -> SweepFolder:
         """By name under `root`, or by the path of the folder itself."""
         path = Path(name) if (Path(name) / STATE).exists() else run_path(root, name)
+        if (path / "config.yaml").exists():
+            raise StoreError(f"'{name}' is a single run, not a sweep; go on with it with: paretoray resume {name}")
         if not (path / STATE).exists():
             known = ", ".join(folder.name for folder in sweeps(root)) or "none"
             raise StoreError(f"there is no sweep '{name}' in {root}; known sweeps: {known}")
@@ -154,8 +142,13 @@ class SweepFolder:
 def member_name(number: int, values: Mapping[str, Any]) -> str:
     """A folder's name that tells the values, as far as they fit: 003-pnag-0.05."""
     texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values.values()]
-    told = re.sub(r"[^A-Za-z0-9._]+|\.{2,}", "-", "-".join(texts)).strip("-._")
+    told = re.sub(r"[-.]{2,}", "-", re.sub(r"[^A-Za-z0-9._]", "-", "-".join(texts))).strip("-._")
     return f"{number:03d}-{told}"[:NAME_LENGTH].rstrip("-._")
+
+
+def is_sweep(root: Path, name: str) -> bool:
+    """By name under `root`, or by the path of the folder itself."""
+    return any((path / STATE).exists() for path in (Path(name), root / name))
 
 
 def sweeps(root: Path) -> list[Path]:

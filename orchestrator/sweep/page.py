@@ -23,8 +23,8 @@ from orchestrator.report.data import read_run
 from orchestrator.report.figures import COLOURS, MARKERS, VERMILLION, plain_figure
 from orchestrator.report.page import json_in_html
 from orchestrator.report.sections import problem_list
-from orchestrator.sweep.folder import SETTLED, SweepFolder, resume_command
-from orchestrator.sweep.recorded import Recorded
+from orchestrator.sweep.folder import SweepFolder, resume_command
+from orchestrator.sweep.recorded import SETTLED, Recorded
 from orchestrator.sweep.results import Result, Results, budget_columns, points, read_results, share
 
 BUDGETS_SHOWN = 8

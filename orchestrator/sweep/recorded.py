@@ -2,36 +2,50 @@
 
 It is the share, 0..1, of the rectangle between 0 and the reference latency, and no accuracy and all. The reference is
 one for the whole sweep: given, or the slowest network measured by the search that has measured first. It is kept in a
-file, because searches and the sweep are processes of one node, and it must not change when a sweep is resumed.
+file, because searches and the sweep are processes of one node, and it must not change when a sweep is resumed. What a
+trial imports is here and in trial.py; it stays small without torch.
 """
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from itertools import count
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from orchestrator.frontier import RunningFront
-from orchestrator.record.store import read_json
 
 REFERENCE = "reference.json"
 
 
-def rungs(after: int, factor: float, evaluations: int) -> list[int]:
-    """Numbers of evaluations at which searches are compared, below that of a whole search."""
-    found: list[int] = []
-    while (rung := int(np.ceil(after * factor ** len(found)))) < evaluations:
-        found.append(rung)
-    return found
+class State(Enum):
+    """WAITING -> RUNNING -> DONE, STOPPED (it was behind the others) or FAILED. Resumed, a sweep goes on with what is
+    not settled."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    STOPPED = "stopped early"
+    FAILED = "failed"
+
+
+SETTLED = frozenset({State.DONE, State.STOPPED})
+
+
+def rungs(after: int, factor: float) -> Iterator[int]:
+    """Numbers of evaluations at which searches are compared, without end."""
+    return (math.ceil(after * factor**k) for k in count())
 
 
 def reference_ms(sweep: Path) -> float | None:
     """None before it is known."""
-    path = sweep / REFERENCE
-    return float(read_json(path)["latency_ms"]) if path.exists() else None
+    known = _json(sweep / REFERENCE)
+    return float(known["latency_ms"]) if known else None
 
 
 def settle_reference(sweep: Path, latency_ms: float, source: str) -> None:
@@ -82,14 +96,27 @@ class Recorded:
 
     def _slowest_ms(self) -> float | None:
         """Of the run's first target, once that is measured."""
-        path = self._run / "state.json"
-        targets = list(read_json(path).get("targets", {}).values()) if path.exists() else []
+        targets = list(_json(self._run / "state.json").get("targets", {}).values())
         return targets[0].get("slowest_ms") if targets else None
 
 
 def at(history: Sequence[float], evaluations: int) -> float:
     """Hypervolume after so many evaluations, of all where there are fewer; 0 before the first."""
     return history[min(evaluations, len(history)) - 1] if history and evaluations else 0.0
+
+
+def stage(run: Path) -> str:
+    """Where a run is; "" before it has begun."""
+    return str(_json(run / "state.json").get("stage", ""))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """{} where there is no such file; all of these are renamed into place, and so whole."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    return found
 
 
 def _number(value: float | None) -> float:

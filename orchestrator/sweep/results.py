@@ -1,8 +1,10 @@
 """What the searches of a sweep found, side by side: one reference, the same budgets, and how far from the truth."""
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,8 @@ from rich.text import Text
 from orchestrator.config import Config
 from orchestrator.frontier import best_under
 from orchestrator.report.data import RunView, read_run
-from orchestrator.sweep.folder import Member, State, SweepFolder
-from orchestrator.sweep.recorded import Recorded, reference_ms
+from orchestrator.sweep.folder import STATE, Member, SweepFolder, sweeps
+from orchestrator.sweep.recorded import Recorded, State, reference_ms
 from orchestrator.sweep.settings import Values
 from orchestrator.sweep.truth import Truth, read_truth
 
@@ -119,6 +121,19 @@ def _problems(views: Sequence[RunView], configs: Sequence[Config]) -> list[str]:
     if any(len(view.config.get("targets") or ()) > 1 for view in views):
         problems.append("Searches with several targets are compared by the latencies of their first.")
     return problems
+
+
+def sweep_rows(runs: Path) -> list[dict[str, str]]:
+    """One row per sweep for `paretoray runs`; the runs in its folder are listed with --runs."""
+    rows = []
+    for path in sweeps(runs):
+        members = SweepFolder(path).members
+        settled = sum(member.settled for member in members)
+        rows.append({"run": f"{path.name}/ (sweep)", "stage": f"{settled} of {len(members)} searches done",
+                     "trials": str(sum(member.evaluations for member in members)), "models": "",
+                     "best test accuracy": "",
+                     "changed": time.strftime("%Y-%m-%d %H:%M", time.localtime((path / STATE).stat().st_mtime))})
+    return rows
 
 
 def results_table(results: Results) -> Table:

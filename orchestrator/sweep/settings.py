@@ -113,8 +113,8 @@ class SweepSettings(Section):
             raise ValueError(f"search: grid tries every combination of lists, and '{ranges[0]}' is a range; list its "
                              "values, or choose search: random")
         elif self.samples is not None:
-            raise ValueError(f"search: grid has {self.count} combinations and takes no samples; leave samples out, or "
-                             "choose search: random")
+            raise ValueError(f"search: grid has {self._combinations} combinations and takes no samples; leave samples "
+                             "out, or choose search: random")
         elif self.count > MOST:
             raise ValueError(f"over has {self.count} combinations, at most {MOST} are allowed; choose search: random")
         return self
@@ -122,7 +122,11 @@ class SweepSettings(Section):
     @property
     def count(self) -> int:
         """Of searches."""
-        return self.samples or math.prod(len(variation.choice or ()) for variation in self.over.values())
+        return self.samples or self._combinations
+
+    @property
+    def _combinations(self) -> int:
+        return math.prod(len(variation.choice or ()) for variation in self.over.values())
 
     def points(self) -> list[dict[str, Any]]:
         """The values of all searches, in order; [] where they are known only one by one."""
@@ -158,7 +162,9 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepSettings
     if isinstance(raw.get("base"), str):
         raw["base"] = read_mapping(raw["base"])
     for override in of_base:
-        apply_override(raw, override)
+        if not isinstance(raw.get("base"), dict):
+            raise ConfigError(f"--set {override}: 'base' is no configuration in {path}")
+        apply_override(raw["base"], override.removeprefix("base."))
     return parse_sweep(raw, str(path))
 
 

@@ -18,13 +18,13 @@ from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.record.store import RUNS, find_run
 from orchestrator.run.search import Search
 from orchestrator.sweep.capacity import CPU, Room, room, slots
-from orchestrator.sweep.folder import Member, State, SweepFolder, member_name, resume_command, sweeps
-from orchestrator.sweep.member import Workplace
+from orchestrator.sweep.folder import Member, SweepFolder, member_name, resume_command, sweeps
 from orchestrator.sweep.page import write_sweep_report
-from orchestrator.sweep.recorded import settle_reference
+from orchestrator.sweep.recorded import State, settle_reference
 from orchestrator.sweep.results import Results, read_results, results_table
 from orchestrator.sweep.settings import SweepSettings
 from orchestrator.sweep.tuning import run_trials
+from orchestrator.sweep.workplace import Workplace
 from searchspaces.catalogue import ELITE
 from searchspaces.errors import ClusterError, ParetorayError, StoreError
 
@@ -108,7 +108,8 @@ class Sweep:
                   f", {places.searches} at a time{fewer}")
         watch.at_death(self._advice("was killed"))
         watch.farewell = self._farewell
-        place = Workplace(folder.path, settings, os.getcwd(), self.address, places.searches)
+        place = Workplace(folder.path.resolve(), os.getcwd(), self.address, places.searches,
+                          *((halving.after, halving.factor) if (halving := settings.stop_early) else ()))
         run_trials(folder, place, places.searches, self._say, self._asked_to_stop)
         watch.at_death("")
         self.stop.check()

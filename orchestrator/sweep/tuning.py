@@ -6,11 +6,11 @@ not settled, and its scheduler and Optuna are told what the settled searches rea
 """
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from typing import Any, Self
 
 import ray
@@ -19,16 +19,17 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.sweep.folder import TUNE, Member, State, SweepFolder
-from orchestrator.sweep.member import EVALUATIONS, HYPERVOLUME, NOTE, STATE, MemberTrial, Workplace
-from orchestrator.sweep.recorded import Recorded, at, rungs
+from orchestrator.run.search import Stage
+from orchestrator.sweep.folder import TUNE, Member, SweepFolder
+from orchestrator.sweep.recorded import Recorded, State, at, rungs, stage
 from orchestrator.sweep.settings import StopEarly, SweepSettings, Values, Variation
+from orchestrator.sweep.trial import EVALUATIONS, HYPERVOLUME, NEVER, NOTE, STATE, MemberTrial
+from orchestrator.sweep.workplace import Workplace
 
 MEMBER = "member"       # the key by which Tune knows a search whose values were drawn before
 MODE = "max"
 RETRIES = 2             # of a search whose process died
 PINNED = 0.001          # of a node's own resource
-LARGEST = 10**9         # evaluations: no search is stopped for having enough
 ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",             # ours ends the searches cleanly
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",      # the run folders have it all
@@ -41,7 +42,7 @@ ENVIRONMENT = {
 def run_trials(folder: SweepFolder, place: Workplace, parallel: int, say: Callable[[str], None],
                stopped: Callable[[], bool]) -> None:
     """Runs every search that is not settled, until all are or `stopped` says so; then they have ended cleanly."""
-    settings = place.settings
+    settings = folder.settings
     os.environ.update(ENVIRONMENT | {"TUNE_MAX_PENDING_TRIALS_PG": str(parallel)})
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)    # Reporter says what a person should know
     open_members = [member for member in folder.members if not member.settled]
@@ -153,7 +154,7 @@ def suggestion_of(settings: SweepSettings, values: Values) -> dict[str, Any]:
 
 def halving(folder: SweepFolder, settings: StopEarly) -> TrialScheduler:
     """ASHA, as it was when the settled searches had passed their rungs."""
-    scheduler = ASHAScheduler(EVALUATIONS, HYPERVOLUME, MODE, max_t=LARGEST, grace_period=settings.after,
+    scheduler = ASHAScheduler(EVALUATIONS, HYPERVOLUME, MODE, max_t=NEVER, grace_period=settings.after,
                               reduction_factor=settings.factor, stop_last_trials=False)
     controller: Any = None      # asked by neither call
     for member in folder.members:
@@ -162,7 +163,8 @@ def halving(folder: SweepFolder, settings: StopEarly) -> TrialScheduler:
             recorded.look()
         trial = Trial(MemberTrial.__name__, stub=True)
         scheduler.on_trial_add(controller, trial)
-        for rung in rungs(settings.after, settings.factor, min(member.evaluations, len(recorded.history)) + 1):
+        passed = min(member.evaluations, len(recorded.history))
+        for rung in takewhile(lambda rung: rung <= passed, rungs(settings.after, settings.factor)):  # noqa: B023
             scheduler.on_trial_result(controller, trial, {EVALUATIONS: rung,
                                                           HYPERVOLUME: at(recorded.history, rung)})
     return scheduler
@@ -200,10 +202,10 @@ class Reporter(Unrecorded, tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         for name, last in self._stages.items():
-            stage = _stage(self._folder, name)
-            if stage not in ("", last):
-                self._stages[name] = stage
-                self._say(f"{name}: {stage}")
+            now = stage(self._folder.path / name)
+            if now not in ("", last, Stage.DONE.value):
+                self._stages[name] = now
+                self._say(f"{name}: {now}")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         name, result = str(trial), trial.last_result
@@ -211,8 +213,12 @@ class Reporter(Unrecorded, tune.Callback):
         state, note = State(result.get(STATE, State.STOPPED.value)), str(result.get(NOTE, ""))
         if state is State.RUNNING or (STATE not in result and self._stopped()):
             return      # it was ended with the sweep, and goes on with it
-        member = self._folder.update(name, state=state, note=note, evaluations=int(result[EVALUATIONS]),
-                                     hypervolume=float(result[HYPERVOLUME]))
+        evaluations, hypervolume = int(result[EVALUATIONS]), float(result[HYPERVOLUME])
+        if state is State.STOPPED and stage(self._folder.path / name) == Stage.DONE.value:  # it was faster
+            recorded = Recorded(self._folder.path, name)
+            recorded.look()
+            state, evaluations, hypervolume = State.DONE, len(recorded.history), recorded.history[-1]
+        member = self._folder.update(name, state=state, note=note, evaluations=evaluations, hypervolume=hypervolume)
         self._say(sentence(member))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -231,10 +237,3 @@ def sentence(member: Member) -> str:
     if member.state is State.FAILED:
         return f"{member.name}: failed: {member.note}"
     return f"{member.name}: {member.state.value}{reached}" + (f"; {member.note}" if member.note else "")
-
-
-def _stage(folder: SweepFolder, name: str) -> str:
-    try:
-        return str(json.loads((folder.path / name / "state.json").read_text()).get("stage", ""))
-    except (OSError, ValueError):
-        return ""

@@ -98,6 +98,26 @@ class Lazy(RandomSearch):
         return super().propose(min(n, self.settings.most))
 
 
+class HeavySettings(NoSettings):
+    heavy: bool = False
+
+
+class Heavy(RandomSearch):
+    """Random search; if `heavy`, only of cells without an empty edge, the slow ones, and one a second."""
+
+    @classmethod
+    def settings_model(cls) -> type[BaseModel]:
+        return HeavySettings
+
+    def is_new(self, tokens_T: Tokens) -> bool:
+        return super().is_new(tokens_T) and not (self.settings.heavy and (tokens_T == 0).any())
+
+    def propose(self, n: int) -> list[Proposal]:
+        if self.settings.heavy:
+            time.sleep(1.0)
+        return super().propose(1 if self.settings.heavy else n)
+
+
 class BrokenController(RandomSearch):
     """Proposes the same for ever."""
 
