@@ -6,7 +6,7 @@ the searches reaches the page escaped.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -34,11 +34,12 @@ PALETTE = (*COLOURS[:5], VERMILLION)
 def write_sweep_report(folder: SweepFolder) -> Path:
     """Of a sweep in any state."""
     results = read_results(folder)
+    linked = {member.name for member in folder.members if (folder.path / member.name / "report.html").exists()}
     figures = {"fronts": fronts_figure(folder), "history": history_figure(folder)}
     report, own = (files(f"orchestrator.{room}") / "templates" for room in ("report", "sweep"))
     text = Template((own / "sweep.html").read_text()).substitute(
         title=escape(folder.name), badge=_badge(results), facts=_facts(folder, results),
-        problems=problem_list(list(results.problems)), table=_table(results), note=_note(results),
+        problems=problem_list(list(results.problems)), table=_table(results, linked), note=_note(results),
         command=escape(resume_command(folder.path)),
         settings=escape(yaml.safe_dump(folder.settings.model_dump(mode="json", exclude_none=True), sort_keys=False)),
         style=(report / "report.css").read_text(), plotly=get_plotlyjs(),
@@ -95,7 +96,8 @@ def _facts(folder: SweepFolder, results: Results) -> str:
     return f'<dl class="facts">{items}</dl>'
 
 
-def _table(results: Results) -> str:
+def _table(results: Results, linked: Set[str]) -> str:
+    """`linked`: searches that have a page of their own."""
     if not results.searches:
         return '<p class="empty">No search has begun yet.</p>'
     budgets = budget_columns(results, BUDGETS_SHOWN)
@@ -107,23 +109,20 @@ def _table(results: Results) -> str:
         ("Best test accuracy", lambda result: share(result.test_accuracy))]
     if any(result.regret is not None for result in results.searches):
         columns.append(("Regret (points)", lambda result: points(result.regret)))
-    columns.append(("Search", _link))
-    head = "".join(f"<th>{escape(name)}</th>" for name, _ in columns)
-    rows = "".join(_row(result, columns, results.leader) for result in results.searches)
+    head = "".join(f"<th>{escape(name)}</th>" for name in (*(name for name, _ in columns), "Search"))
+    rows = ""
+    for result in results.searches:
+        cells = "".join(f"<td>{escape(cell(result))}</td>" for _, cell in columns) + f"<td>{_link(result, linked)}</td>"
+        rows += f'<tr{" class=chosen" if result.name == results.leader else ""}>{cells}</tr>'
+        if result.note:
+            rows += f'<tr class="infeasible"><td colspan="{len(columns) + 1}">{escape(result.note)}</td></tr>'
     return (f'<div class="scroll"><table id="searches"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
             "</div>")
 
 
-def _row(result: Result, columns: list[tuple[str, Callable[[Result], str]]], leader: str) -> str:
-    cells = "".join(f"<td>{cell(result) if cell is _link else escape(cell(result))}</td>" for _, cell in columns)
-    note = (f'<tr class="infeasible"><td colspan="{len(columns)}">{escape(result.note)}</td></tr>' if result.note else
-            "")
-    return f'<tr{" class=chosen" if result.name == leader else ""}>{cells}</tr>{note}'
-
-
-def _link(result: Result) -> str:
-    """HTML: to the search's own page."""
-    return f'<a href="{quote(result.name)}/report.html">{escape(result.name)}</a>'
+def _link(result: Result, linked: Set[str]) -> str:
+    name = escape(result.name)
+    return f'<a href="{quote(result.name)}/report.html">{name}</a>' if result.name in linked else name
 
 
 def _value(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 from rich.console import Console
@@ -16,6 +17,7 @@ from orchestrator.cluster.watch import EXIT_CODE, Watch
 from orchestrator.config import Config
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.record.store import RUNS, find_run
+from orchestrator.run.generate import write_run_report
 from orchestrator.run.search import Search
 from orchestrator.sweep.capacity import CPU, Room, room, slots
 from orchestrator.sweep.folder import Member, SweepFolder, member_name, resume_command, sweeps
@@ -117,6 +119,10 @@ class Sweep:
     def _conclude(self) -> Results:
         """The table and the page; ParetorayError where a search failed."""
         folder = self._folder
+        for member in folder.members:
+            run = folder.path / member.name
+            if (run / "config.yaml").exists() and not (run / "report.html").exists():    # it did not come to its end
+                write_run_report(member.name, folder.path)
         results = read_results(folder)
         folder.conclude(results=results.as_json())
         self.console.print(results_table(results))
@@ -159,13 +165,19 @@ def _done(folder: SweepFolder) -> bool:
 def with_paths(settings: SweepSettings, runs: Path) -> SweepSettings:
     """Runs that the searches begin with, by their path: for a search in the sweep's folder, names are those beside it.
     """
-    base = dict(settings.base)
-    if isinstance(base.get("warm_start"), list):
-        base["warm_start"] = [str(find_run(runs, str(name))) for name in base["warm_start"]]
-    space = base.get("space")
-    if isinstance(space, dict) and space.get("name") == ELITE and "run" in space:
-        base["space"] = space | {"run": str(find_run(runs, str(space["run"])))}
-    return settings.model_copy(update={"base": base})
+    over = {key: variation if variation.choice is None else variation.model_copy(update={
+        "choice": [_by_path(key, value, runs) for value in variation.choice]})
+        for key, variation in settings.over.items()}
+    base = {key: _by_path(key, value, runs) for key, value in settings.base.items()}
+    return settings.model_copy(update={"base": base, "over": over})
+
+
+def _by_path(key: str, value: Any, runs: Path) -> Any:
+    if key == "warm_start" and isinstance(value, list):
+        return [str(find_run(runs, str(name))) for name in value]
+    if key == "space" and isinstance(value, dict) and value.get("name") == ELITE and "run" in value:
+        return value | {"run": _by_path("space.run", value["run"], runs)}
+    return str(find_run(runs, str(value))) if key == "space.run" else value
 
 
 def check_searches(configs: Sequence[Config], runs: Path) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from actors.targets.catalogue import target_class
+from actors.targets.table import TableTarget
 from orchestrator.config import Config
 from orchestrator.data.accuracy import TableAccuracy
 from searchspaces.errors import ParetorayError
@@ -44,7 +46,8 @@ class Truth:
 def read_truth(config: Config) -> Truth | None:
     """Of a search whose accuracies and only target are tables; None for others, and where a file has gone."""
     accuracy, target = config.accuracy, config.targets[0]
-    if not isinstance(accuracy, TableAccuracy) or target.name != "table" or len(config.targets) > 1:
+    if not isinstance(accuracy, TableAccuracy) or len(config.targets) > 1 \
+            or not issubclass(target_class(target.name), TableTarget):
         return None
     options = target.options
     try:

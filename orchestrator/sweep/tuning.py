@@ -227,7 +227,8 @@ class Reporter(Unrecorded, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         name = str(trial)
         self._stages.pop(name, None)
-        note = f"its process died {RETRIES + 1} times; see the logs of Ray for a lack of memory"
+        reason = (str(trial.get_error() or "").strip().splitlines() or [""])[-1]
+        note = f"its process could not be kept alive, {RETRIES + 1} attempts ({reason})"
         self._say(sentence(self._folder.update(name, state=State.FAILED, note=note)))
 
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnx.numpy_helper import to_array
 from pydantic import BaseModel
 
-from actors.targets.target import Health, LatencySample, LatencyTarget, TargetIdentity, Workload
+from actors.targets.table import TableTarget
+from actors.targets.target import Claim, Health, LatencySample, LatencyTarget, TargetIdentity, Workload
 from orchestrator.controllers.baselines.random import RandomSearch
 from orchestrator.controllers.controller import NoSettings, Proposal
 from searchspaces.errors import TargetError
@@ -65,6 +66,14 @@ class BrokenTarget(Weighing):
 
     def measure(self, handles: Sequence[Any]) -> list[LatencySample]:
         return super().measure(sorted(handles))
+
+
+class BusyTable(TableTarget):
+    """A table whose reader takes a CPU, for as long as the search runs."""
+
+    @classmethod
+    def claims(cls, options: Mapping[str, Any], offered: Mapping[str, float]) -> list[Claim]:
+        return [Claim({"num_cpus": 1})]
 
 
 def _weights(workload: Workload) -> int:

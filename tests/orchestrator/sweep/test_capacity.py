@@ -14,7 +14,7 @@ from searchspaces.errors import ClusterError
 TABLE = {"path": "t.parquet", "token_columns": ["a"]}
 ON_TABLES = {"space": "nasbench201", "target": {"name": "table", "column": "ms", **TABLE},
              "accuracy": {"source": "table", "accuracy_column": "val", **TABLE}, "controller": "random"}
-PHONE = {"target": {"name": "android", "runner": "r"}}
+PHONE = {"target": {"name": "android", "runner": "r", "serial": "all"}}
 
 
 def config(**sections: Any) -> Config:

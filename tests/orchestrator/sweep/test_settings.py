@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.record.store import RunStore
 from orchestrator.sweep.folder import member_name
 from orchestrator.sweep.settings import SweepSettings, load_sweep, parse_sweep
-from searchspaces.errors import ConfigError
+from orchestrator.sweep.sweep import with_paths
+from searchspaces.errors import ConfigError, StoreError
 from tests.orchestrator.test_mistakes import Capsys, told
 
 BASE = {"data": "digits"}
@@ -29,6 +31,12 @@ def test_a_grid_is_every_combination() -> None:
     configs = [settings.config(values) for values in points]
     assert [config.search.evaluations for config in configs] == [10, 10, 20, 20]
     assert configs[3].controller.options == {"initial": 0.5} and settings.base == BASE
+
+
+def test_the_shipped_file() -> None:
+    settings = load_sweep(Path(__file__).parents[3] / "configs" / "sweep.yaml", ["base.search.evaluations=9"])
+    assert settings.count == 4 and settings.stop_early is not None
+    assert [settings.config(values).search.evaluations for values in settings.points()] == [9] * 4
 
 
 def test_what_is_drawn_lies_in_its_range_and_is_the_same_again() -> None:
@@ -119,6 +127,19 @@ def test_a_sweep_that_cannot_work_leaves_nothing(monkeypatch: pytest.MonkeyPatch
 def test_nothing_to_go_on_with(monkeypatch: pytest.MonkeyPatch, capsys: Capsys, tmp_path: Path,
                                arguments: tuple[str, ...], reason: str) -> None:
     assert reason in told(monkeypatch, capsys, "sweep", *arguments, "--runs", str(tmp_path))
+
+
+def test_runs_that_searches_begin_with_are_told_by_their_path(tmp_path: Path) -> None:
+    """In the folder of a sweep their names would mean something else."""
+    for name in ("one", "two"):
+        RunStore.create(tmp_path, name, "seed: 1", {})
+    settings = with_paths(sweep(base=BASE | {"warm_start": ["one"]}, over={"warm_start": [["one"], ["one", "two"]],
+                                                                          "seed": [1]}), tmp_path)
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    assert settings.base["warm_start"] == [one]
+    assert [settings.config(values).warm_start for values in settings.points()] == [[one], [one, two]]
+    with pytest.raises(StoreError, match="there is no run 'three'"):
+        with_paths(sweep(over={"warm_start": [["three"]]}), tmp_path)
 
 
 def test_names_tell_the_values() -> None:
