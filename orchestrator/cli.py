@@ -81,6 +81,32 @@ def resume(run: RunName, address: Address = None, runs: Runs = RUNS) -> None:
 
 
 @app.command()
+def sweep(config: Annotated[str | None, typer.Argument(help=(
+              "YAML file, see configs/sweep.yaml; with --resume the name of the sweep, default: the newest that is not "
+              "done."))] = None,
+          name: Annotated[str | None, typer.Option(help="Sweep name; default: the file's name and the time.")] = None,
+          resume_: Annotated[bool, typer.Option("--resume", help="Go on after a crash, a kill or Ctrl-C; what failed "
+                                                                "is tried again.")] = False,
+          set_: Set = None, address: Address = None, runs: Runs = RUNS) -> None:
+    """Run many searches over any keys of a configuration, some at a time, and compare them on one page."""
+    prepare_environment(address)
+    from orchestrator.run.search import default_name
+    from orchestrator.sweep.settings import load_sweep
+    from orchestrator.sweep.sweep import Sweep
+
+    if resume_:
+        if name is not None or set_:
+            raise ConfigError("--resume goes on with a sweep as it was begun; leave --name and --set out")
+        Sweep.resume(config, runs=runs, address=address).run()
+        return
+    if config is None:
+        raise ConfigError("paretoray sweep needs the YAML file of a sweep, for example configs/sweep.yaml, or --resume")
+    settings = load_sweep(config, set_ or [])
+    Sweep(settings, runs=runs, name=settings.name or default_name(Path(config)) if name is None else name,
+          address=address).run()
+
+
+@app.command()
 def generate(run: RunName,
              budget: Annotated[list[str], typer.Option(help="Latency budget such as 2.5ms. Repeatable.")],
              target: Annotated[str | None, typer.Option(help="Label of the target whose budgets these are; needed for "
@@ -186,10 +212,14 @@ def worker(address: Annotated[str | None, typer.Option(
 
 @app.command()
 def report(run: RunName, runs: Runs = RUNS) -> None:
-    """Write the run's report.html: front, budget slider, architectures, latency prediction, history."""
+    """Write the report.html of a run (front, budget slider, architectures, latency prediction, history) or a sweep."""
     from orchestrator.run.generate import write_run_report
+    from orchestrator.sweep.folder import SweepFolder, is_sweep, on_disk
+    from orchestrator.sweep.page import write_sweep_report
 
-    stdout.print(f"report: {write_run_report(run, runs)}")
+    path = (write_sweep_report(SweepFolder.open(on_disk(runs), run)) if is_sweep(runs, run) else
+            write_run_report(run, runs))
+    stdout.print(f"report: {path}")
 
 
 @app.command()
@@ -226,10 +256,12 @@ def keys(section: Annotated[str | None, typer.Argument(
 
 @app.command("runs")
 def list_runs(runs: Runs = RUNS) -> None:
-    """List all runs with their stage, trials and models."""
+    """List all runs with their stage, trials and models, and all sweeps, whose folders hold runs too."""
     from orchestrator.run.generate import run_rows
+    from orchestrator.sweep.results import sweep_rows
 
-    _print_table(run_rows(runs), f"no runs in {runs}; start one with: paretoray search configs/quickstart.yaml")
+    _print_table(run_rows(runs) + sweep_rows(runs),
+                 f"no runs in {runs}; start one with: paretoray search configs/quickstart.yaml")
 
 
 @app.command()

@@ -11,7 +11,7 @@ import re
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -28,6 +28,7 @@ LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 RETRAINED_FINALISTS = 10
 SHORT_FORMS = {"data": "name", "space": "name", "target": "name", "controller": "name", "accuracy": "source"}
 LARGEST_BUDGET_MS = 3_600_000.0
+Outermost = TypeVar("Outermost", bound=Section)
 MILLISECONDS = {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3}
 
 
@@ -314,6 +315,14 @@ class Config(Section):
 
 def load_config(path: str | AnyPath, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file and applies `key.sub=value` overrides. ConfigError names file, key and what is allowed."""
+    raw = read_mapping(path)
+    for override in overrides:
+        apply_override(raw, override)
+    return parse_config(raw, str(path))
+
+
+def read_mapping(path: str | AnyPath) -> dict[str, Any]:
+    """What a YAML file of sections holds, unchecked."""
     try:
         raw = yaml.safe_load((Path(path) if isinstance(path, str) else path).read_text())
     except ObjectStoreError:
@@ -325,23 +334,27 @@ def load_config(path: str | AnyPath, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is not valid YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, not a mapping of sections such as 'space' and 'data'")
-    for override in overrides:
-        _apply(raw, override)
-    return parse_config(raw, str(path))
+    return raw
 
 
 def parse_config(raw: dict[str, Any], source: str) -> Config:
+    return parse_section(Config, raw, source)
+
+
+def parse_section(model: type[Outermost], raw: dict[str, Any], source: str) -> Outermost:
+    """A checked section, the outermost of a file. ConfigError names key, source and what is allowed."""
     try:
-        return Config.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("; ".join(_sentence(detail) for detail in error.errors()) + f" (in {source})") from error
+        raise ConfigError("; ".join(_sentence(detail, model) for detail in error.errors())
+                          + f" (in {source})") from error
 
 
 def parse_options(overrides: Sequence[str]) -> dict[str, Any]:
     """`key.sub=value` texts as the nested dictionary that they would set."""
     options: dict[str, Any] = {}
     for override in overrides:
-        _apply(options, override)
+        apply_override(options, override)
     return options
 
 
@@ -350,11 +363,21 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """One `key.sub=value` into sections as they were read."""
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override} is not of the form key=value; write for example "
                           "--set search.evaluations=100")
+    try:
+        assign(raw, key, yaml.safe_load(value), f"--set {override}")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--set {override[:80]} has no valid YAML as its value ({' '.join(str(error).split())[:200]})"
+                          ) from error
+
+
+def assign(raw: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Sets a dotted key in sections as they were read."""
     *parents, last = key.split(".")
     section = raw
     for parent in parents:
@@ -362,38 +385,34 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             raw[parent] = {SHORT_FORMS[parent]: raw[parent]}     # `target: onnx_cpu` with --set target.batch=2
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise ConfigError(f"--set {override}: '{parent}' is a value, not a section")
-    try:
-        section[last] = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--set {override[:80]} has no valid YAML as its value ({' '.join(str(error).split())[:200]})"
-                          ) from error
+            raise ConfigError(f"{source}: '{parent}' is a value, not a section")
+    section[last] = value
 
 
-def _sentence(detail: Any) -> str:
+def _sentence(detail: Any, outermost: type[Section]) -> str:
     """One pydantic error as a sentence, with the closest known key for an unknown one."""
     location = tuple(part for i, part in enumerate(detail["loc"]) if (i, detail["loc"][0]) != (1, "accuracy"))
     where = ".".join(str(part) for part in location)  # `accuracy` is followed by the source that was recognised
     if not location:
         return str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "missing":
-        field = _model(detail["loc"][:-1]).model_fields[detail["loc"][-1]]
+        field = _model(detail["loc"][:-1], outermost).model_fields[detail["loc"][-1]]
         return f"'{where}' is missing; give the {field.description}"
     if detail["type"] == "union_tag_invalid":
         return f"'{where}' = {detail['ctx']['tag']!r} is not a source; choose one of {detail['ctx']['expected_tags']}"
     if detail["type"] != "extra_forbidden":
         reason = detail["msg"].removeprefix("Value error, ")
         return f"'{where}' = {reprlib.repr(detail['input'])} is not allowed: {reason}"
-    known = list(getattr(_model(detail["loc"][:-1]), "model_fields", {}))
+    known = list(getattr(_model(detail["loc"][:-1], outermost), "model_fields", {}))
     close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"known keys here: {', '.join(known)}"
     return f"unknown key '{where}'; {hint}"
 
 
-def _model(location: tuple[Any, ...]) -> Any:
+def _model(location: tuple[Any, ...], outermost: type[Section]) -> Any:
     """The pydantic model at a location. A part that is no field chooses a member of a union by its source, or is a key
     of a dictionary."""
-    model: Any = Config
+    model: Any = outermost
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
         if field is not None:

@@ -38,6 +38,7 @@ PLAN: tuple[tuple[str, ...], ...] = (
     ("orchestrator/comparison",),                             # what a user would have without a search
     ("orchestrator/run/stages",),
     ("orchestrator/run", "orchestrator/latencytables"),
+    ("orchestrator/sweep",),                                  # many searches as one experiment
     ("orchestrator",),                                        # the command line
 )
 FLOORS = {room: floor for floor, rooms in enumerate(PLAN) for room in rooms}

@@ -42,6 +42,13 @@ class GpuOffer:
         """Of the cluster that this process is connected to."""
         return GpuOffer.of_nodes(ray.nodes())
 
+    def shared(self, runs: int) -> GpuOffer:
+        """What each of so many runs may take; whole ones, where there is one for each."""
+        if runs == 1:
+            return self
+        total = float(self.total // runs) if self.total >= runs else self.total / runs
+        return GpuOffer(total, min(self.largest_node, total))
+
     def check(self, asked: float, setting: str) -> float:
         """`asked` of one worker. ClusterError if no node has as much."""
         if asked > self.largest_node:

@@ -82,10 +82,11 @@ class Search:
 
     def __init__(self, config: Config, *, runs: str | AnyPath = RUNS, name: str | None = None,
                  address: str | None = None, console: Console | None = None, resumed: RunStore | None = None,
-                 outer: RunStore | None = None) -> None:
+                 outer: RunStore | None = None, share: int = 1) -> None:
         """`resumed`: the existing run to go on with, see `resume`. `outer`: the run that this one searches spaces for,
-        and that a user resumes."""
+        and that a user resumes. `share`: so many runs are to find room in the cluster at a time."""
         self.runs = runs = as_path(runs)
+        self.share = share
         self.config = config = with_ranges(config, runs)
         self.address = address
         self.console = console or Console()
@@ -117,11 +118,11 @@ class Search:
 
     @classmethod
     def resume(cls, name: str, *, runs: str | AnyPath = RUNS, address: str | None = None,
-               console: Console | None = None, outer: RunStore | None = None) -> Search:
+               console: Console | None = None, outer: RunStore | None = None, share: int = 1) -> Search:
         """A search that goes on in the folder of an existing run, with that run's configuration."""
         store = RunStore.open(as_path(runs), name)
         return cls(load_config(store.path / "config.yaml"), runs=runs, address=address, console=console, resumed=store,
-                   outer=outer)
+                   outer=outer, share=share)
 
     def run(self, until: Stage = Stage.DONE) -> list[Delivered]:
         """Runs the stages that are left, up to and without `until`; returns what was handed over, one entry per budget.
@@ -156,9 +157,10 @@ class Search:
         """Searches the space first; this run's space is then what was found."""
         store.update_state(stage=Stage.NARROW.value)
         begun = (store.path / NARROW / "config.yaml").exists()
-        inner = (Search.resume(NARROW, runs=store.path, address=self.address, console=self.console, outer=store)
+        inner = (Search.resume(NARROW, runs=store.path, address=self.address, console=self.console, outer=store,
+                               share=self.share)
                  if begun else Search(narrowing(self.config), runs=store.path, name=NARROW, address=self.address,
-                                      console=self.console, outer=store))
+                                      console=self.console, outer=store, share=self.share))
         inner.run(until=Stage.DELIVER)
         self.config = with_ranges(narrowed(self.config, store.path / NARROW), self.runs)
         self._splits, self._space = data_and_space(self.config)
@@ -178,7 +180,7 @@ class Search:
         with contextlib.ExitStack() as stack:
             services = stack.enter_context(contextlib.closing(
                 Services(self.config, self._space, self._splits, preprocessing, store, is_local(self.address),
-                         self.stop.check)))
+                         self.stop.check, self.share)))
             metrics = stack.enter_context(contextlib.closing(
                 RunMetrics(store.path, store.name, target_state(store, self.config.labels[0]).get("slowest_ms"))))
             progress = stack.enter_context(Progress(self.console, title=f"paretoray {store.name}", heard=tell_job))

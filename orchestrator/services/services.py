@@ -60,13 +60,14 @@ ROLLOUTS = "rollout workers"
 
 class Services:
     """Latency pool, supernet actor, knowledge pool and rollout pool; Ray must be initialised. `local`: Ray was started
-    for this run. `check` is called during long waits and raises when the run has to stop."""
+    for this run. `check` is called during long waits and raises when the run has to stop. `share`: so many runs are to
+    find room, so this one takes its part of the cluster and of the devices."""
 
     def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
-                 store: RunStore, local: bool, check: Callable[[], None] = lambda: None) -> None:
+                 store: RunStore, local: bool, check: Callable[[], None] = lambda: None, share: int = 1) -> None:
         self._config, self._space, self._splits, self._store = config, space, splits, store
         self._preprocessing = preprocessing
-        self._local, self._check = local, check
+        self._local, self._check, self._share = local, check, share
         self.say: Callable[[str], None] = log.warning       # what a user should hear
         self._waits = Waits(store, config.cluster.device_wait_s, local, check)
         self._latency: dict[str, tuple[LatencyPool, list[Claim]]] = {}
@@ -82,6 +83,7 @@ class Services:
             target = next(plugin for plugin in self._config.targets if plugin.label == label)
             devices = devices_when_there(target.name, target.options, self._config.cluster, self._said(label),
                                          self._check)
+            devices = devices[:max(1, len(devices) // self._share)]
             for other in [name for name, (_, held) in self._latency.items() if _overlap(devices, held)]:
                 self._latency.pop(other)[0].close()
             if _on_gpus(devices) and self._trains_on_gpus():
@@ -171,7 +173,7 @@ class Services:
         if recipe.workers != "auto":
             return recipe.workers
         by_cpu, gpus = self._trainers_by_cpu(recipe), self.trainer_gpus(recipe)
-        return max(1, min(by_cpu, places(gpus, GpuOffer.here())) if gpus else by_cpu)
+        return max(1, min(by_cpu, places(gpus, self._offer())) if gpus else by_cpu)
 
     def trainer_gpus(self, recipe: Recipe) -> float:
         """GPUs of each of them."""
@@ -233,7 +235,7 @@ class Services:
         the controllers: these keep them, and rollout workers come when the supernet is trained."""
         config = self._config
         cores = (training_cores(config) if self._local
-                 else total_cpus() - 1 - len(config.targets) - controller_cpus(config))
+                 else self._cluster_cpus() - 1 - len(config.targets) - controller_cpus(config))
         return supernet_team(config.supernet, config.search, cores,
                              self._offer_with(config.supernet.gpus, "supernet.gpus"))
 
@@ -249,7 +251,7 @@ class Services:
         if team.gpus:
             return 0
         free = (training_cores(config) if self._local
-                else total_cpus() - len(config.targets) - team.cpus - controller_cpus(config))
+                else self._cluster_cpus() - len(config.targets) - team.cpus - controller_cpus(config))
         return max(0, free) // single_threads(config)
 
     def trained_for(self) -> tuple[list[Goal], dict[str, LatencyModel]]:
@@ -296,7 +298,7 @@ class Services:
             return 1  # looking up is no work
         if asked != "auto":
             return asked
-        gpus = GpuOffer.here().total if self._config.search.gpus == "auto" else 0.0
+        gpus = self._offer().total if self._config.search.gpus == "auto" else 0.0
         return min(self._spare_cpus(), PER_GPU * math.ceil(gpus)) if gpus else self._spare_cpus()
 
     def _rollout_gpus(self) -> float:
@@ -309,20 +311,26 @@ class Services:
         """The cluster's GPUs, once a node has as many as one worker asks for, where such a node can be added."""
         if asked != "auto" and asked > GpuOffer.here().largest_node:
             self._waits.room(Need.of_workers(f"{setting} {asked:g}", 1, asked, setting=setting), self.say)
-        return GpuOffer.here()
+        return self._offer()
 
     def _trainers_by_cpu(self, recipe: Recipe) -> int:
         return self._at_once(recipe.cpus)
 
     def _at_once(self, cpus: int) -> int:
         """Trainings of so many CPUs that find a place."""
-        cluster = total_cpus() - 1 - controller_cpus(self._config)
+        cluster = self._cluster_cpus() - 1 - controller_cpus(self._config)
         return max(1, (usable_cores() if self._local else cluster) // cpus)
+
+    def _cluster_cpus(self) -> int:
+        return total_cpus() // self._share
+
+    def _offer(self) -> GpuOffer:
+        return GpuOffer.of_nodes(ray.nodes()).shared(self._share)
 
     def _spare_cpus(self) -> int:
         if self._local:
             return usable_cores()  # the other services idle during the search
-        return max(1, total_cpus() - self.team().cpus - controller_cpus(self._config) - 1)
+        return max(1, self._cluster_cpus() - self.team().cpus - controller_cpus(self._config) - 1)
 
 
 def _on_gpus(devices: Sequence[Claim]) -> bool:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnx.numpy_helper import to_array
 from pydantic import BaseModel
 
-from actors.targets.target import Health, LatencySample, LatencyTarget, TargetIdentity, Workload
+from actors.targets.table import TableTarget
+from actors.targets.target import Claim, Health, LatencySample, LatencyTarget, TargetIdentity, Workload
 from orchestrator.controllers.baselines.random import RandomSearch
 from orchestrator.controllers.controller import NoSettings, Proposal
 from searchspaces.errors import TargetError
@@ -67,6 +68,14 @@ class BrokenTarget(Weighing):
         return super().measure(sorted(handles))
 
 
+class BusyTable(TableTarget):
+    """A table whose reader takes a CPU, for as long as the search runs."""
+
+    @classmethod
+    def claims(cls, options: Mapping[str, Any], offered: Mapping[str, float]) -> list[Claim]:
+        return [Claim({"num_cpus": 1})]
+
+
 def _weights(workload: Workload) -> int:
     try:
         model = to_onnx(workload.graph) if workload.graph is not None else onnx.load_from_string(workload.onnx or b"")
@@ -96,6 +105,26 @@ class Lazy(RandomSearch):
 
     def propose(self, n: int) -> list[Proposal]:
         return super().propose(min(n, self.settings.most))
+
+
+class HeavySettings(NoSettings):
+    heavy: bool = False
+
+
+class Heavy(RandomSearch):
+    """Random search; if `heavy`, only of cells without an empty edge, the slow ones, and one a second."""
+
+    @classmethod
+    def settings_model(cls) -> type[BaseModel]:
+        return HeavySettings
+
+    def is_new(self, tokens_T: Tokens) -> bool:
+        return super().is_new(tokens_T) and not (self.settings.heavy and (tokens_T == 0).any())
+
+    def propose(self, n: int) -> list[Proposal]:
+        if self.settings.heavy:
+            time.sleep(1.0)
+        return super().propose(1 if self.settings.heavy else n)
 
 
 class BrokenController(RandomSearch):

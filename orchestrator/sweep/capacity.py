@@ -1,0 +1,114 @@
+"""How many searches of a sweep find room at a time.
+
+A search starts actors as it goes: it measures, trains, evaluates. Two searches that both hold a part of what they need
+would wait for each other for ever, so only as many are started as all of their actors fit. In the Ray that a sweep
+starts on this machine there are slots for as many as were asked for; in a cluster each search takes its share
+(`Search(share=...)`), and the share must be enough for one. Devices are held by one search for as long as it runs.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from actors.targets.catalogue import claims
+from actors.targets.target import CPU_RESOURCE
+from orchestrator.cluster.waiting import wanted_resource
+from orchestrator.config import Config
+from orchestrator.data.accuracy import Recipe
+from orchestrator.services.recipes import controller_cpus, slots_needed
+from searchspaces.errors import ClusterError
+
+CPU, GPU = "CPU", "GPU"
+
+
+@dataclass(frozen=True)
+class Room:
+    """Searches at a time, and, where these are fewer than asked for, why."""
+
+    searches: int
+    why: str = ""
+
+
+def least_cpus(config: Config, resources: Mapping[str, float]) -> int:
+    """Without which a search cannot go on; what is left to it (auto) counts as one."""
+    accuracy, supernet = config.accuracy, config.supernet
+    measuring = sum(1 for target in config.targets if any(
+        claim.actor.get("num_cpus", 1) for claim in claims(target.name, target.options, resources)[:1]))
+    rollouts = _or_one(config.search.rollouts)
+    if accuracy.source == "training":
+        rollouts = _or_one(accuracy.workers) * accuracy.cpus
+    training = _or_one(supernet.workers) * _or_one(supernet.cpus) if accuracy.source == "supernet" else 0
+    return measuring + training + rollouts + controller_cpus(config)
+
+
+def least_gpus(config: Config, resources: Mapping[str, float]) -> float:
+    """The same of GPUs; what is left to the search (auto) counts as a whole one where there are any."""
+    accuracy, supernet, search = config.accuracy, config.supernet, config.search
+    if isinstance(accuracy, Recipe):
+        asked = [(_or_one(accuracy.workers), accuracy.gpus)]
+    else:
+        asked = [(_or_one(supernet.workers), supernet.gpus), (_or_one(search.rollouts), search.gpus)]
+    fixed = sum(count * gpus for count, gpus in asked if gpus != "auto")
+    left = any(gpus == "auto" for _, gpus in asked) and resources.get(GPU, 0) >= 1
+    return max(fixed, 1.0 if left else 0.0)
+
+
+def room(asked: int, configs: Sequence[Config], resources: Mapping[str, float], local: bool) -> Room:
+    """For searches of these configurations, in a Ray with these resources (in all, `ray.cluster_resources`).
+
+    `local`: it is this machine's, where a search sizes itself by the cores. ClusterError where a search would never
+    find room.
+    """
+    found = Room(asked)
+    for config in configs:
+        for name, needed, has, enough in _needs(config, resources, local):
+            if enough > has:
+                raise ClusterError(f"a search of this sweep needs {enough:g} {name} and the cluster has {has:g}; lower "
+                                   "what its configuration asks for, or add nodes (section search, supernet and "
+                                   "accuracy: workers, rollouts, cpus and gpus)")
+            fitting = max(1, int(has // needed)) if needed else asked
+            if fitting < found.searches:
+                found = Room(fitting, f"each needs {needed:g} {name}, of {has:g}")
+        for label, devices in _devices(config, resources).items():
+            if devices < found.searches:
+                found = Room(devices, f"each keeps a device of target {label} to itself, and there "
+                                      f"{'is 1' if devices == 1 else f'are {devices}'} to share")
+    return found
+
+
+def slots(searches: int, configs: Sequence[Config]) -> int:
+    """Of a Ray that is started here."""
+    return searches * max(slots_needed(config) for config in configs)
+
+
+def _needs(config: Config, resources: Mapping[str, float], local: bool) -> list[tuple[str, float, float, float]]:
+    """Per resource: its name, what one search takes beside others, what there is, and what one alone cannot do
+    without."""
+    cpus, gpus = least_cpus(config, resources), least_gpus(config, resources)
+    return [("CPUs", slots_needed(config) if local else cpus, resources.get(CPU, 0), cpus),
+            ("GPUs", gpus, resources.get(GPU, 0), gpus)]
+
+
+def _devices(config: Config, resources: Mapping[str, float]) -> dict[str, int]:
+    """Among how many searches the devices of each target can be shared. Devices that differ, such as phones by their
+    serial, cannot: a search takes what it gets. Targets without a device, such as tables, are left out."""
+    shared: dict[str, int] = {}
+    for target in config.targets:
+        found = [claim.actor for claim in claims(target.name, target.options, resources)]
+        held = [actor for actor in found if actor.get("resources") or actor.get("num_gpus")]
+        if held:
+            shared[target.label] = _count(held[0], resources) if all(actor == held[0] for actor in held) else 1
+        elif not found and wanted_resource(target.name, target.options) == CPU_RESOURCE:
+            shared[target.label] = 1    # the driver's own processor
+    return shared
+
+
+def _count(held: Mapping[str, Any], resources: Mapping[str, float]) -> int:
+    """Of devices like this one."""
+    wanted = {**held.get("resources", {}), GPU: held.get("num_gpus", 0)}
+    return int(min(resources.get(name, 0) // amount for name, amount in wanted.items() if amount))
+
+
+def _or_one(count: int | float | str) -> int:
+    return 1 if isinstance(count, str) else int(count)
