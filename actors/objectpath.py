@@ -153,8 +153,8 @@ class ObjectPath:
     # --- content -----------------------------------------------------------------------------------------------------
 
     def read_bytes(self) -> bytes:
-        """All of one version. S3 is asked for the size first and for so many bytes then; an object that was written
-        again between is read again."""
+        """All of one version. S3 is asked for the size first and for so many bytes then, and where the object became
+        another one between, Arrow returns a mixture: so it is read again where it was another one before than after."""
         for attempt in range(READS):
             stream, version = self._open()
             try:
@@ -172,7 +172,7 @@ class ObjectPath:
         """(from where to read it, its version; "" where a store reads one version anyway)."""
         with self._plain_errors():
             stream = self._store.open_input_stream(str(self.key))
-            return stream, bytes((stream.metadata() or {}).get(b"ETag", b""))
+            return stream, bytes((stream.metadata() or {}).get("ETag", b""))
 
     def read_text(self, errors: str = "strict") -> str:
         return self.read_bytes().decode(errors=errors)
@@ -317,6 +317,7 @@ def _s3(bucket: str, options: dict[str, Any]) -> FileSystem:
     if "region" not in options and not elsewhere:
         options["region"] = fs.resolve_s3_region(bucket)    # Amazon refuses requests to another one
     return fs.S3FileSystem(**options, connect_timeout=CONNECT_S, request_timeout=SILENT_S,
+                           allow_delayed_open=True,     # small objects by one request instead of three
                            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS))
 
 

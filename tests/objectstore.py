@@ -54,7 +54,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def s3_server() -> Iterator[Server]:
     """With one bucket; its keys are in the environment meanwhile."""
-    pytest.importorskip("moto", reason="moto[server] is not installed: pip install -e '.[dev]'")
+    pytest.importorskip("moto", reason="moto is not installed: pip install -e '.[dev]'")
     server = Server(free_port())
     process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(server.port)],
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | KEYS)
