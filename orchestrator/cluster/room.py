@@ -112,8 +112,11 @@ class Waits:
 
     def room(self, need: Need, say: Callable[[str], None]) -> None:
         """See `room_when_there`."""
-        if not self._local:
+        if self._local:
+            return
+        try:
             room_when_there(need, self._wait_s, self._kept(need.who, say), self._check)
+        finally:
             self._over(need.who)
 
     def start_time_out_s(self, usual_s: float) -> float:

@@ -126,9 +126,9 @@ class Services:
             if isinstance(accuracy, TrainingAccuracy):
                 settings = replace(settings, workers=self.trainers(accuracy), num_cpus=accuracy.cpus,
                                    num_gpus=self.trainer_gpus(accuracy))
-            self._waits.room(need := _rollout_need(settings, accuracy.source), self.say)    # one worker is enough
+            self._rollout_need = _rollout_need(settings, accuracy.source)
+            self._waits.room(self._rollout_need, self.say)      # one is enough to begin, the others may come later
             settings = replace(settings, start_time_out_s=self._waits.start_time_out_s(settings.start_time_out_s))
-            self._rollout_need = need
             self._rollouts = RolloutPool(self._evaluator_factory(), settings, name=f"rollout-{self._store.name}")
             if accuracy.source == "supernet":
                 self._rollouts.set_weights(*self._supernet_service().publish(

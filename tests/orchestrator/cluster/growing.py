@@ -1,6 +1,7 @@
 """What a driver asks of a cluster that grows, all at once, and what is left on it afterwards.
 
     python -m tests.orchestrator.cluster.growing HOST:PORT FOLDER       # one JSON object on the last line
+    python -m tests.orchestrator.cluster.growing HOST:PORT              # only waits until the head is alone
 """
 from __future__ import annotations
 
@@ -44,10 +45,26 @@ def refusal(wish: Callable[[], Any]) -> str:
     return ""
 
 
-def drive(address: str, folder: Path) -> dict[str, Any]:
+def join(address: str) -> None:
     from orchestrator.cluster.joining import prepare_environment
 
     prepare_environment(address)
+    import ray
+
+    ray.init(address=address, log_to_driver=False)
+
+
+def wait_for_head_alone() -> bool:
+    import ray
+
+    begun = time.monotonic()
+    alone = until(lambda: sum(node["Alive"] for node in ray.nodes()) == 1)
+    print("shrunk in", round(time.monotonic() - begun, 1), "s", file=sys.stderr)
+    return alone
+
+
+def drive(address: str, folder: Path) -> dict[str, Any]:
+    join(address)
     import ray
 
     from orchestrator.cluster.autoscaler import autoscales
@@ -56,7 +73,6 @@ def drive(address: str, folder: Path) -> dict[str, Any]:
     from orchestrator.config import ClusterSettings
     from orchestrator.record.store import RunStore
 
-    ray.init(address=address, log_to_driver=False)
     store = RunStore.create(folder, "grown", "", {})
     said: list[str] = []
     during: list[dict[str, str]] = []
@@ -121,15 +137,14 @@ def _shrunk(waits: Any, too_large: Any) -> dict[str, Any]:
     from orchestrator.cluster.autoscaler import outlook
 
     actor: Any = ray.remote(Sleeper).options(num_cpus=FAR_TOO_MUCH).remote()
-    before, missing, begun = _alive_actors(), list[str](), time.monotonic()
+    before, missing = _alive_actors(), list[str]()
 
     def told() -> bool:
         waits.workers(too_large, 0, 1, missing.append)
         return bool(missing)
 
-    shrunk = until(lambda: (told(), sum(node["Alive"] for node in ray.nodes()) == 1)[1])
-    print("shrunk in", round(time.monotonic() - begun, 1), "s", file=sys.stderr)
-    until(told)
+    told()
+    shrunk = wait_for_head_alone() and until(told)
     ray.kill(actor)
     waits.workers(too_large, 1, 1, missing.append)
     head = ray.get_runtime_context().get_node_id()
@@ -147,4 +162,8 @@ def _alive_actors() -> dict[str, tuple[str, int]]:
 
 
 if __name__ == "__main__":
-    print("RESULT" + json.dumps(drive(sys.argv[1], Path(sys.argv[2]))))
+    if len(sys.argv) > 2:
+        print("RESULT" + json.dumps(drive(sys.argv[1], Path(sys.argv[2]))))
+    else:
+        join(sys.argv[1])
+        sys.exit(not wait_for_head_alone())
