@@ -98,6 +98,23 @@ def test_search_by_address(head: Head, tmp_path: Path) -> None:
     assert [entry["feasible"] for entry in new] == [True]
 
 
+@pytest.mark.soak
+def test_two_searches_share_the_only_device(head: Head, tmp_path: Path) -> None:
+    """Neither gives it up, and both measure again when they hand over."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY.replace("rollouts: 2", "rollouts: 1").replace("supernet: {", "supernet: {workers: 1, "))
+    names = ("first", "second")
+    both = [start("search", str(config), "--name", name, "--runs", str(tmp_path / "runs"), "--address", head.address)
+            for name in names]
+    outputs = [finish(process) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    waited = [f"target onnx_cpu waits for its turn: {other} measures on latency_cpu" in output
+              for output, other in zip(outputs, reversed(names))]
+    assert any(waited), outputs
+    for name in names:
+        check_finished_run(tmp_path / "runs" / name)
+
+
 def checkout(folder: Path) -> Path:
     """A copy of this one with a .git, a .venv and runs/: none of the three travels."""
     for name in ("searchspaces", "actors", "orchestrator", "configs"):
