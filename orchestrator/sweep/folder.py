@@ -118,8 +118,9 @@ class SweepFolder:
         remove_folder(self.path)
         self._lock.close()
 
-    def add(self, member: Member) -> None:
-        self._members[member.name] = member
+    def add(self, *members: Member) -> None:
+        """All at once, so that a killed sweep knows all of them or none."""
+        self._members |= {member.name: member for member in members}
         self._write()
 
     def update(self, name: str, **changes: Any) -> Member:

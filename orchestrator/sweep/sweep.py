@@ -75,7 +75,7 @@ class Sweep:
         try:
             local = is_local(self.address)
             devices: dict[str, float] = {}
-            for config in configs:
+            for config in {config.model_dump_json(include={"targets"}): config for config in configs}.values():
                 devices |= local_devices(config, self.address)
             own = sorted({path for config in configs for path in own_modules(config)})
             with connected(configs[0].cluster, self.address, self._slots(devices) if local else 0, devices, own) \
@@ -107,8 +107,9 @@ class Sweep:
         settings, folder = self.settings, self._folder
         if settings.reference_ms is not None and not folder.members:
             settle_reference(folder.path, settings.reference_ms, "given")
-        for number, values in enumerate(settings.points() if not folder.members else (), start=1):
-            folder.add(Member(member_name(number, values), values))
+        if not folder.members:
+            folder.add(*(Member(member_name(number, values), values)
+                         for number, values in enumerate(settings.points(), start=1)))
         fewer = f" instead of {settings.parallel} ({places.why})" if places.searches < settings.parallel else ""
         self._say(f"sweep {folder.name}: {settings.count} searches ({settings.search} over {', '.join(settings.over)})"
                   f", {places.searches} at a time{fewer}")

@@ -1,6 +1,7 @@
 """Whole sweeps of table look-ups: on a cluster that is too small, killed, resumed, one search stopped early."""
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from rich.console import Console
@@ -96,7 +98,7 @@ def check_comparison(sweep: Path) -> None:
     results = json.loads((sweep / "sweep.json").read_text())["results"]
     reference_ms = results["reference_ms"]
     first = json.loads((sweep / "001-False" / "state.json").read_text())
-    assert reference_ms == first["targets"]["BusyTable"]["slowest_ms"]
+    assert reference_ms == first["targets"]["table"]["slowest_ms"]
     for row in results["searches"]:
         trials = RunStore(sweep / row["name"]).read_trials()
         latency = np.array([trial.latency_ms for trial in trials], dtype=float)
@@ -113,8 +115,8 @@ def check_comparison(sweep: Path) -> None:
 
 
 @pytest.mark.soak
-def test_ctrl_c_ends_the_searches_and_says_how_to_go_on(tmp_path: Path) -> None:
-    """In the Ray that a sweep starts for itself; the searches are Optuna's."""
+def test_ctrl_c_and_the_death_of_a_search(tmp_path: Path) -> None:
+    """In the Ray that a sweep starts for itself, two at a time; the searches are Optuna's."""
     pytest.importorskip("optuna")
     sweep = tmp_path / "runs" / "three"
     path = written(tmp_path, over={"controller.heavy": [True, False], "seed": {"integers": [0, 9]}}, search="optuna",
@@ -129,11 +131,24 @@ def test_ctrl_c_ends_the_searches_and_says_how_to_go_on(tmp_path: Path) -> None:
     begun = SweepFolder(sweep).members
     assert 1 <= len(begun) <= 3
     process = start("sweep", "--resume", *options)      # the newest that is not done
+    when(process, lambda: bool(searches(process.pid)))
+    searches(process.pid)[0].kill()
     output = finish(process)
     assert process.returncode == 0, output
+    assert "its process died; it is started again" in output
     members = SweepFolder(sweep).members
     assert [(m.name, m.values) for m in members[:len(begun)]] == [(m.name, m.values) for m in begun]
     assert [m.state for m in members] == [State.DONE] * 3 and all(m.evaluations == 12 for m in members)
+
+
+def searches(driver: int) -> list[psutil.Process]:
+    """Processes in which a search of the sweep runs."""
+    found = []
+    for child in psutil.Process(driver).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if child.cmdline()[:1] == ["ray::SearchActor.run"]:
+                found.append(child)
+    return found
 
 
 def test_what_never_finds_room_and_names_that_are_taken(ray_local: None, tmp_path: Path) -> None:
