@@ -37,7 +37,7 @@ def test_killed_resumed_generated_and_reported(s3: Server, tmp_path: Path) -> No
     process.send_signal(signal.SIGKILL)
     process.wait()
     recorded = [trial.arch_id for trial in RunStore(run).read_trials()]
-    assert len(matching(run / "lock", "*")) == 1        # nobody took it away
+    assert len(matching(run / "lease", "*")) == 1        # nobody took it away
 
     output = finish(start("resume", "tiny", *options))      # whose process was of this machine: no waiting
     assert "report: s3://lab-runs/search/runs/tiny/report.html" in output, output
@@ -47,7 +47,7 @@ def test_killed_resumed_generated_and_reported(s3: Server, tmp_path: Path) -> No
     entries = json.loads((run / "generated.json").read_bytes())
     made = [entry for entry in entries if entry["feasible"]]
     assert made and all((run / entry["onnx"]).stat().st_size > 10_000 for entry in made)
-    assert matching(run / "tensorboard", "events*") and not matching(run / "lock", "*")
+    assert matching(run / "tensorboard", "events*") and not matching(run / "lease", "*")
 
     budget_ms = 1.2 * max(entry["latency_ms"] for entry in made)
     generated = start("generate", "tiny", "--budget", f"{budget_ms:.3f}ms", *options)
