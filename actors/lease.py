@@ -43,7 +43,7 @@ class Lease:
     process that ends by itself does too."""
 
     def __init__(self, folder: ObjectPath, heartbeat_s: float, silent_s: float) -> None:
-        self._claim = folder / "lock" / f"{uuid.uuid4().hex}.json"
+        self._claim = folder / "lease" / f"{uuid.uuid4().hex}.json"
         self._folder, self._heartbeat_s, self._silent_s = folder, heartbeat_s, silent_s
         self._after: list[str] = []     # claims of the dead that this one replaces
         self._renewed_s = 0.0           # by this machine's clock, which goes on while it is suspended
@@ -118,7 +118,7 @@ class Lease:
 
     def _others(self) -> tuple[dict[ObjectPath, Stat], float]:
         """All other claims, and the store's time when this one was written. StoreError where it is not there."""
-        claims = (self._folder / "lock").listing()
+        claims = (self._folder / "lease").listing()
         own = claims.pop(self._claim, None)
         if own is None:
             raise ObjectStoreError(5, "what was just written is not listed; the store must list its objects at once",
@@ -138,7 +138,7 @@ class Lease:
         with self._turn:
             if self._ended.is_set() or self._lost:
                 return
-            claims = (self._folder / "lock").listing()
+            claims = (self._folder / "lease").listing()
             successors = [claim for claim in claims if claim != self._claim
                           and self._claim.name in (_facts(claim) or {}).get("after", ())]
             if successors or self._claim not in claims:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from actors.objectpath import AnyPath, address_of, as_path
+from actors.objectpath import AnyPath, ObjectPath, address_of, as_path
 from orchestrator.config import Config, load_config
 from orchestrator.handover.delivered import Delivered
 from orchestrator.record.store import TRIAL_SCHEMA, find_run, read_parts
@@ -62,4 +62,4 @@ class OpenedRun:
 
 def open_run(name: str | AnyPath, runs: str | AnyPath = "runs") -> OpenedRun:
     """A run by its name in the folder `runs`, or by the path of its own folder. StoreError where there is none."""
-    return OpenedRun(find_run(as_path(runs), name if isinstance(name, str) else address_of(name)))
+    return OpenedRun(find_run(as_path(runs), name.address if isinstance(name, ObjectPath) else str(name)))

@@ -61,15 +61,15 @@ def test_a_living_holder_is_respected_and_a_killed_one_of_this_machine_replaced(
     living.wait()
     lease = Lease.claim(folder, patience_s=0.0)     # although its claim is seconds old
     lease.check()
-    assert len(matching(folder / "lock", "*.json")) == 1
+    assert len(matching(folder / "lease", "*.json")) == 1
     lease.release()
     lease.release()
-    assert not matching(folder / "lock", "*.json")
+    assert not matching(folder / "lease", "*.json")
 
 
 def test_a_holder_that_ends_by_itself_leaves_no_claim(folder: ObjectPath) -> None:
     assert holder(folder, 0).wait(60) == 0
-    assert not matching(folder / "lock", "*.json")
+    assert not matching(folder / "lease", "*.json")
 
 
 def test_a_silent_holder_is_replaced_and_finds_out(folder: ObjectPath, caplog: pytest.LogCaptureFixture) -> None:
@@ -84,16 +84,16 @@ def test_a_silent_holder_is_replaced_and_finds_out(folder: ObjectPath, caplog: p
         suspended.check()
     successor.check()
     time.sleep(1.5)
-    assert len(matching(folder / "lock", "*.json")) == 1    # the old one's heart never beats again
+    assert len(matching(folder / "lease", "*.json")) == 1    # the old one's heart never beats again
     successor.release()
 
 
 def test_a_claim_of_another_machine_ends_by_silence_only(folder: ObjectPath) -> None:
-    elsewhere = folder / "lock" / "elsewhere.json"
+    elsewhere = folder / "lease" / "elsewhere.json"
     elsewhere.write_bytes(json.dumps({"owner": "lab-7, process 1", "pid": 1, "pids_of": "another boot"}).encode())
     with pytest.raises(HeldError, match="lab-7, process 1"):
         Lease.claim(folder, patience_s=0.0)
-    assert matching(folder / "lock", "*.json") == [elsewhere]       # nothing of the refused one is left
+    assert matching(folder / "lease", "*.json") == [elsewhere]       # nothing of the refused one is left
     Lease.claim(folder, heartbeat_s=1.0, silent_s=2.0).release()
 
 

@@ -347,7 +347,7 @@ def test_a_run_in_an_object_store(s3: Server, caplog: pytest.LogCaptureFixture,
     fresh.discard()
     assert not (root / "fresh").exists()
     store.unlock()
-    assert not matching(store.path / "lock", "*")
+    assert not matching(store.path / "lease", "*")
 
 
 def test_who_drives_a_run_is_checked_before_its_record_is_written(s3: Server) -> None:
