@@ -22,10 +22,11 @@ Bundle = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Outlook:
-    """`refused`: demands of single actors and tasks, `refused_groups`: placement groups by id, that find no room and
-    for which no node can be added: no type has it, or all nodes that may be had are there and taken. `starting`: nodes
-    by type. `failed`: why a type's last start failed."""
+    """`asked`: demands of single actors and tasks that find no room. `refused` of these, and placement groups by id in
+    `refused_groups`, are those for which no node can be added: no type has it, or all nodes that may be had are there
+    and taken. `starting`: nodes by type. `failed`: why a type's last start failed."""
 
+    asked: tuple[Bundle, ...] = ()
     refused: tuple[Bundle, ...] = ()
     refused_groups: tuple[str, ...] = ()
     starting: Mapping[str, int] | None = None
@@ -61,7 +62,9 @@ def outlook() -> Outlook | None:
         return None
     starting = Counter({asked.ray_node_type_name: asked.count for asked in state.pending_instance_requests})
     starting.update(instance.ray_node_type_name for instance in state.pending_instances)
-    return Outlook(tuple(dict(request.resources_bundle) for request in state.infeasible_resource_requests),
+    asked_for = reply.cluster_resource_state.pending_resource_requests
+    return Outlook(tuple(dict(asked.request.resources_bundle) for asked in asked_for),
+                   tuple(dict(request.resources_bundle) for request in state.infeasible_resource_requests),
                    tuple(group.details.partition(":")[0] for group in state.infeasible_gang_resource_requests),
                    starting, {request.ray_node_type_name: request.reason
                               for request in state.failed_instance_requests})

@@ -135,7 +135,7 @@ class Waits:
         if now - max(self._missing_since, self._looked) < MISSING_S:
             return
         self._looked, seen = now, outlook()
-        if seen is None:
+        if seen is None or dict(need.bundle) not in seen.asked:     # they have a place and start slowly
             return
         why = seen.nodes() or ("the cluster has no room for more" if dict(need.bundle) in seen.refused else
                                f"the others wait for a node with {in_words(need.bundle)}")
