@@ -30,12 +30,10 @@ def test_search_as_nobody(tmp_path: Path) -> None:
     for path in (home, home / "tiny.yaml"):
         os.chown(path, NOBODY, NOBODY)
     environment = {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-                   "TMPDIR": str(home),
-                   "RAY_TMPDIR": str(home / "ray"), "PYTHONDONTWRITEBYTECODE": "1", **mark()}
+                   "TMPDIR": str(home), "RAY_TMPDIR": str(home / "ray"), "PYTHONDONTWRITEBYTECODE": "1", **mark()}
     line = [*AS_NOBODY, sys.executable, "-m", "orchestrator", "search", "tiny.yaml", "--name", "mine", "--runs", "runs"]
     try:
-        done = subprocess.run(line, cwd=home, env=environment, capture_output=True, text=True,
-                              timeout=3 * PATIENCE_S)
+        done = subprocess.run(line, cwd=home, env=environment, capture_output=True, text=True, timeout=3 * PATIENCE_S)
         assert done.returncode == 0, done.stdout + done.stderr
         check_finished_run(home / "runs" / "mine")
         owners = {path.stat().st_uid for path in home.rglob("*") if not path.is_symlink()}
