@@ -58,13 +58,53 @@ def test_the_command_writes_what_grafana_and_prometheus_read(tmp_path: Path) -> 
     assert "--web.listen-address=127.0.0.1:9090" in done.output
 
 
-def test_promtool_agrees(tmp_path: Path) -> None:
+def promtool(*arguments: str) -> str:
     program = shutil.which("promtool") or shutil.which(str(ROOT / ".venv" / "prometheus" / "usr/bin/promtool"))
     if program is None:
         pytest.skip("there is no promtool here; Debian's package prometheus has it")
-    configuration = write_dashboard(tmp_path, Path("/tmp/ray"))[-1]
-    done = subprocess.run([program, "check", "config", str(configuration)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and f"{len(ALERTS)} rules found" in done.stdout, done.stdout + done.stderr
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_promtool_agrees(tmp_path: Path) -> None:
+    assert f"{len(ALERTS)} rules found" in promtool("check", "config", str(write_dashboard(tmp_path, Path("/x"))[-1]))
+
+
+# One value a minute; "x" repeats or counts on, "_" is no value, "stale" the end of a series.
+STORY = {
+    'stage{run="gone",stage="search"}': "1x20 stale",
+    'stage{run="ended",stage="deliver"}': "1x19 0 stale",
+    'stage{run="ended",stage="done"}': "_x19 1 stale",
+    'stage{run="stuck",stage="search"}': "1x80",
+    'stage{run="well",stage="search"}': "1x80",
+    'trials_total{run="stuck",controller="a"}': "0+1x20 20x60",
+    'trials_total{run="well",controller="a"}': "0+1x80",
+    'trials_failed_total{run="well",controller="a"}': "0x40 0+1x40",
+    'devices{run="well",target="p",state="quarantined"}': "0x40 1x40",
+    'devices{run="well",target="q",state="waiting"}': "1x80",
+    'latency_queue{run="well",target="q"}': "0x40 3x40",
+    'rollout_restarts{run="well"}': "0x40 0+1x40",
+    'rollout_restarts{run="stuck"}': "7x80",
+    'store_errors{run="well"}': "0x40 1x40",
+}
+LATER = ("DeviceQuarantined", "DeviceWaits", "StoreErrors", "TrialsFail", "WorkersDie")
+FIRING = {"15m": (), "25m": (("RunGone", "gone"),), "40m": (),
+          "60m": (("NoTrial", "stuck"), *((name, "well") for name in LATER))}
+
+
+def test_alarms_go_off_when_they_should(tmp_path: Path) -> None:
+    """A run whose driver goes after 20 minutes, one that ends well, one that records nothing from then on, and one that
+    gets every trouble after 40 minutes."""
+    write_dashboard(tmp_path, Path("/x"))
+    firing = [{"expr": 'count by (alertname, run) (ALERTS{alertstate="firing"})', "eval_time": minute,
+               "exp_samples": [{"labels": f'{{alertname="Paretoray{name}", run="{run}"}}', "value": 1}
+                               for name, run in expected]} for minute, expected in FIRING.items()]
+    story = [{"series": f"ray_paretoray_{name}", "values": values} for name, values in STORY.items()]
+    (tmp_path / "story.yml").write_text(yaml.safe_dump({
+        "rule_files": ["paretoray-alerts.yml"], "evaluation_interval": "30s",
+        "tests": [{"interval": "1m", "input_series": story, "promql_expr_test": firing}]}))
+    promtool("test", "rules", str(tmp_path / "story.yml"))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -16,16 +16,18 @@ from orchestrator.data.datasets import DataSettings, load_dataset
 from orchestrator.interrupt import StopFlag
 from orchestrator.record.store import RunStore
 from orchestrator.services.context import RunContext
+from orchestrator.services.services import Services
 from orchestrator.services.states import intact_state, load_state, save_state
 from searchspaces.errors import StoreError
 from tests.actors.tinyspace import TinySpace
 
 
 def context(folder: Path) -> RunContext:
-    """Of a run that has only begun; its services are never used."""
+    """Of a run that has only begun; none of its services has been asked for."""
     unused: Any = SimpleNamespace()
     store = RunStore.create(folder, "run", "", {})
-    return RunContext(Config(), store, TinySpace(), unused, unused, unused, unused, StopFlag(), unused)
+    services = Services(Config(), TinySpace(), unused, unused, store, local=True)
+    return RunContext(Config(), store, TinySpace(), unused, unused, services, unused, StopFlag(), unused)
 
 
 def test_what_an_actor_says_is_one_sentence(ray_local: None, tmp_path: Path) -> None:
