@@ -77,6 +77,16 @@ class _Worker:
     retiring: bool = False
 
 
+def target_call_s(workers: int) -> float:
+    """How long a call of cheap rows should take."""
+    return max(TARGET_CALL_S, workers / MAX_CALLS_PER_S)
+
+
+def rows_per_call(row_s: float, workers: int) -> int:
+    """How many rows of so many seconds travel together."""
+    return max(1, min(MAX_ROWS_PER_CALL, round(target_call_s(workers) / max(row_s, 1e-9))))
+
+
 class RolloutPool:
     """Driver side, single-threaded. Ray must be initialised. Rows in flight are bounded by `capacity`."""
 
@@ -181,16 +191,12 @@ class RolloutPool:
             return self._settings.rows_per_call
         if self._row_s is None:
             return 1
-        return max(1, min(MAX_ROWS_PER_CALL, round(self._target_call_s / max(self._row_s, 1e-9))))
-
-    @property
-    def _target_call_s(self) -> float:
-        return max(TARGET_CALL_S, len(self._workers) / MAX_CALLS_PER_S)
+        return rows_per_call(self._row_s, len(self._workers))
 
     def _dispatch(self) -> None:
         """Free workers first, then a second call behind short ones."""
         rows_per_call = self._rows_per_call()
-        short_s = max(PREFETCH_BELOW_S, 2 * self._target_call_s)
+        short_s = max(PREFETCH_BELOW_S, 2 * target_call_s(len(self._workers)))
         prefetch = self._row_s is not None and self._row_s * rows_per_call < short_s
         for depth in range(2 if prefetch else 1):
             for worker in self._workers:
