@@ -33,13 +33,14 @@ from searchspaces.space import Tokens
 log = logging.getLogger(__name__)
 
 TARGET_CALL_S = 0.1  # cheap rows travel together until a call lasts this long; its round trip is about 1 ms
+MAX_CALLS_PER_S = 250  # of all workers together: with more of them calls last longer, or the driver does nothing else
 MAX_ROWS_PER_CALL = 256
 PREFETCH_BELOW_S = 1.0  # shorter calls get a second one queued behind them, so that the worker never waits
 
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """`rows_per_call` None: chosen so that calls last about TARGET_CALL_S."""
+    """`rows_per_call` None: chosen so that calls last about TARGET_CALL_S, longer where there are many workers."""
 
     workers: int = 1
     num_cpus: float = 1
@@ -74,6 +75,16 @@ class _Worker:
     version: int | None = None  # weights sent to it since it (re)started
     calls: deque[_Call] = field(default_factory=deque)
     retiring: bool = False
+
+
+def target_call_s(workers: int) -> float:
+    """How long a call of cheap rows should take."""
+    return max(TARGET_CALL_S, workers / MAX_CALLS_PER_S)
+
+
+def rows_per_call(row_s: float, workers: int) -> int:
+    """How many rows of so many seconds travel together."""
+    return max(1, min(MAX_ROWS_PER_CALL, round(target_call_s(workers) / max(row_s, 1e-9))))
 
 
 class RolloutPool:
@@ -184,12 +195,13 @@ class RolloutPool:
             return self._settings.rows_per_call
         if self._row_s is None:
             return 1
-        return max(1, min(MAX_ROWS_PER_CALL, round(TARGET_CALL_S / max(self._row_s, 1e-9))))
+        return rows_per_call(self._row_s, len(self._workers))
 
     def _dispatch(self) -> None:
         """Free workers first, then a second call behind short ones."""
         rows_per_call = self._rows_per_call()
-        prefetch = self._row_s is not None and self._row_s * rows_per_call < PREFETCH_BELOW_S
+        short_s = max(PREFETCH_BELOW_S, 2 * target_call_s(len(self._workers)))
+        prefetch = self._row_s is not None and self._row_s * rows_per_call < short_s
         for depth in range(2 if prefetch else 1):
             for worker in self._workers:
                 free = worker.starting is None and not worker.retiring and len(worker.calls) == depth

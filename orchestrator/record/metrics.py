@@ -28,7 +28,7 @@ from typing import Any
 import ray
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.summary import scalar as summary
+from tensorboardX.proto.summary_pb2 import Summary
 
 from actors.objectpath import AnyPath, ObjectPath
 from actors.wholefile import write_whole
@@ -73,7 +73,7 @@ class RunMetrics:
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """One point of a TensorBoard curve; `step` is a trial sequence or an epoch."""
-        self._events.scalar(name, value, step)
+        self._events.scalars({name: value}, step)
 
     def trial(self, row: Mapping[str, Any]) -> None:
         """One recorded trial, failed ones too. Columns as in the trial store."""
@@ -85,9 +85,8 @@ class RunMetrics:
                   "front/best_accuracy": self.best_accuracy}
         if self._bounded:
             values["front/hypervolume"] = self._front.hypervolume
-        for name, value in values.items():
-            if value == value:  # failed trials have no accuracy; nan would tear the curve
-                self.scalar(name, value, step)
+        # Failed trials have no accuracy; nan would tear the curve.
+        self._events.scalars({name: value for name, value in values.items() if value == value}, step)
         if self._ray is not None:
             self._trial_in_ray(self._ray, row)
 
@@ -184,11 +183,13 @@ class _EventFile:
         except OSError as error:
             self._give_up(error)
 
-    def scalar(self, name: str, value: float, step: int) -> None:
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """One record for all of them: writing one costs more than what is in it."""
         if self._writer is None:
             return
         try:
-            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary(name, value)))
+            points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=points)))
             if time.monotonic() - self._flushed_s > FLUSH_S:
                 self._writer.flush()
                 self._flushed_s = time.monotonic()

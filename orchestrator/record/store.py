@@ -17,7 +17,7 @@ import shlex
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -364,7 +364,7 @@ class RunStore:
         write_text(self.path / "config.yaml", config_text)
 
     def append_trials(self, trials: Sequence[Trial]) -> None:
-        self.trials.append([asdict(trial) for trial in trials])
+        self.trials.append([vars(trial) for trial in trials])
 
     def read_trials(self) -> list[Trial]:
         return [trial for trials in self.trials_by_part() for trial in trials]

@@ -5,7 +5,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict
 
 import numpy as np
 
@@ -103,7 +102,7 @@ def record_trials(run: RunContext, finished: Sequence[tuple[Proposal, Evaluation
             proposed_for=purposes[i]))
     run.store.append_trials(trials)
     for trial in trials:
-        run.metrics.trial(asdict(trial))
+        run.metrics.trial(vars(trial))
         run.leaders.add(trial)
     _give_up_if_nothing_works(run)
     return trials

@@ -67,9 +67,8 @@ def drive(runs: Path, name: str, sleep_s: float) -> None:
         while True:
             rows = folders[0].trials.rows if folders else 0
             first = first or (time.time() - BEGUN_S if rows else 0.0)
-            print(json.dumps({"s": round(time.time() - BEGUN_S, 2), "trials": rows,
-                              "cpu_s": sum(driver.cpu_times()[:2]), "rss_mb": driver.memory_info().rss / 1e6,
-                              "first_s": round(first, 2)}), flush=True)
+            print(json.dumps({"s": time.time() - BEGUN_S, "trials": rows, "cpu_s": sum(driver.cpu_times()[:2]),
+                              "rss_mb": driver.memory_info().rss / 1e6, "first_s": first}), flush=True)
             time.sleep(LOOK_S if rows else 0.1)
 
     threading.Thread(target=look, daemon=True).start()

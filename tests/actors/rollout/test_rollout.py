@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from actors.evaluator import Evaluation
-from actors.rollout.pool import PoolSettings, RolloutPool
+from actors.rollout.pool import PoolSettings, RolloutPool, rows_per_call
 from actors.rollout.worker import RolloutActor
 from searchspaces.errors import ClusterError, EvaluationError
 from tests.actors.workload import DIE, HANG, RAISE, Broken, Workload, rows
@@ -55,6 +55,14 @@ def test_rows_come_back_once_with_their_own_accuracy(pools: list[RolloutPool]) -
     assert {e.source for e in found.values()} == {"supernet"} and all(e.node for e in found.values())
     assert all(found[i].details == ({"number": i % 100} if i % 2 else {}) for i in found)
     assert pool.collect(timeout_s=5) == []  # nothing outstanding: returns at once
+
+
+@pytest.mark.parametrize(("row_s", "workers", "rows_together"), [
+    (0.05, 2, 2), (0.05, 25, 2), (0.05, 256, 20), (1e-6, 2, 256), (10.0, 2, 1), (10.0, 256, 1), (1.0, 4096, 16)])
+def test_many_workers_together_make_no_more_calls_than_a_driver_can_serve(row_s: float, workers: int,
+                                                                          rows_together: int) -> None:
+    """250 per second; of a few workers a call of cheap rows lasts a tenth of a second."""
+    assert rows_per_call(row_s, workers) == rows_together
 
 
 def test_cheap_rows_travel_together(pools: list[RolloutPool]) -> None:
