@@ -15,11 +15,12 @@ A stage of few long steps tells how much of one is done (`part`), so that its ti
 """
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -116,6 +117,15 @@ class Progress:
             self._recent = deque([(self._stage_started, done)])
             if self._live is None:
                 self._log(f"{name}: started" + (f", {total} to do, {done} done" if total else ""))
+
+    @contextlib.contextmanager
+    def within(self, name: str, total: int) -> Iterator[None]:
+        """A stage inside the one under way, which then goes on; its time left is not judged by this one's."""
+        with self._lock:
+            outer, before, done, untold = self._name, self._total, self._done, self._untold
+        self.stage(name, total)
+        yield
+        self.stage(outer, before, done, untold)
 
     def advance(self, n: int = 1, **facts: float | str) -> None:
         """n more steps are done; `facts` are the latest values worth reading, by name."""

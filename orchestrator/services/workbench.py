@@ -89,13 +89,13 @@ class SupernetClusterBench(ClusterBench):
         at_once = self.run.services.finishers()
         if not waiting or not at_once:
             return
-        if waiting[1:]:
-            self.run.progress.note(f"fine-tuning {len(waiting)} networks, {min(at_once, len(waiting))} at once")
         self.run.services.close_rollouts()      # their CPUs are for the trainings now
-        with contextlib.closing(finished(self.run, waiting, self.run.services.finish, lambda: at_once, "fine-tuning",
-                                         "delivery.fine_tune_epochs")) as done:
+        with self.run.progress.within(f"fine-tune, {min(at_once, len(waiting))} at once", len(waiting)), \
+                contextlib.closing(finished(self.run, waiting, self.run.services.finish, lambda: at_once, "fine-tuning",
+                                            "delivery.fine_tune_epochs")) as done:
             for row, reference in done:
                 self._save(row, reference)
+                self.run.progress.advance(1)
 
     def _save(self, tokens_T: Tokens, reference: ray.ObjectRef) -> None:
         """What diverged would again; one whose process was lost again and again is left to the supernet's actor."""

@@ -183,3 +183,17 @@ def test_durations(seconds: float, expected: str) -> None:
                                                  (350_100_000, "350.1M"), (1_250_000_000, "1.25G")])
 def test_quantities(count: int | None, expected: str) -> None:
     assert quantity(count) == expected
+
+
+def test_a_stage_within_another_does_not_slow_it_down(clock: Clock) -> None:
+    console = plain()
+    with Progress(console, clock=clock) as progress:
+        progress.stage("deliver", 6, done=2)
+        with progress.within("fine-tune", 2):
+            clock.now += 600
+            progress.advance()
+            assert progress.time_left_s() == 600
+        clock.now += 5
+        progress.advance()
+        assert progress.rate() == 0.2 and progress.time_left_s() == 15
+    assert text(console).splitlines()[-1].startswith("deliver: 3/6")
