@@ -63,7 +63,7 @@ def run_trials(folder: SweepFolder, place: Workplace, parallel: int, say: Callab
         run_config=tune.RunConfig(
             name="trials", storage_path=str(folder.path / TUNE), stop=StopAll(stopped), verbose=0,
             failure_config=tune.FailureConfig(max_failures=RETRIES),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),   # the run folders are
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),   # run folders hold all of it
             callbacks=[Reporter(folder, say, stopped)]),
     ).fit()
     shutil.rmtree(folder.path / TUNE, ignore_errors=True)

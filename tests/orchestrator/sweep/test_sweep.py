@@ -138,7 +138,7 @@ def test_ctrl_c_and_the_death_of_a_search(tmp_path: Path) -> None:
     assert "its process died; it is started again" in output
     members = SweepFolder(sweep).members
     assert [(m.name, m.values) for m in members[:len(begun)]] == [(m.name, m.values) for m in begun]
-    assert [m.state for m in members] == [State.DONE] * 3 and all(m.evaluations == 12 for m in members)
+    assert [m.state for m in members] == [State.DONE] * 3 and all(m.evaluations >= 12 for m in members)
 
 
 def searches(driver: int) -> list[psutil.Process]:
