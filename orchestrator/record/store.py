@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import logging
 import os
@@ -95,30 +96,37 @@ class Trial:
 
 
 @contextlib.contextmanager
-def write_atomically(path: AnyPath) -> Iterator[Path]:
-    """Yields a temporary path; on success it is flushed and renamed to `path`, or uploaded as that, on failure removed
-    (StoreError)."""
-    with contextlib.ExitStack() as stack:
-        if isinstance(path, ObjectPath):
-            temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paretoray-"))) / path.name
-        else:
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            if isinstance(path, ObjectPath):
-                return path.write_bytes(temporary.read_bytes())
-            with temporary.open("rb") as handle:
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-            _flush_folder(path.parent)
-        except ObjectStoreError:
-            raise
-        except OSError as error:
-            raise _unwritable(path, error, "everything recorded so far is kept; free some space first") from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+def write_atomically(path: AnyPath) -> Iterator[Path | Upload]:
+    """Yields a temporary path; on success it is flushed and renamed to `path`, on failure removed (StoreError). For an
+    object store it yields what is uploaded on success."""
+    if isinstance(path, ObjectPath):
+        upload = Upload()
+        yield upload
+        path.write_bytes(upload.getvalue())
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error, "everything recorded so far is kept; free some space first") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+class Upload(io.BytesIO):
+    """In memory, written to as a path is."""
+
+    def write_bytes(self, content: bytes) -> None:
+        self.write(content)
+
+    def write_text(self, text: str) -> None:
+        self.write(text.encode())
 
 
 def _unwritable(path: AnyPath, error: OSError, advice: str) -> StoreError:
