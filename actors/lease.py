@@ -27,7 +27,8 @@ from typing import Any
 
 import psutil
 
-from actors.objectpath import ObjectPath, ObjectStoreError, Stat
+from actors.objectpath import ObjectPath, Stat
+from actors.objectstore import ObjectStoreError
 from searchspaces.errors import StoreError
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.objectpath import AnyPath, ObjectPath, ObjectStoreError, as_path, matching, parquet_source
+from actors.objectpath import AnyPath, ObjectPath, as_path, matching, parquet_source
+from actors.objectstore import ObjectStoreError
 from actors.wholefile import remove_tree, set_aside
 from orchestrator.config import RUN_NAME
 from orchestrator.record.events import EventLog
