@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -26,7 +27,8 @@ from typing import Any
 
 import psutil
 
-from actors.objectpath import ObjectPath, ObjectStoreError, Stat
+from actors.objectpath import ObjectPath, Stat
+from actors.objectstore import ObjectStoreError
 from searchspaces.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,11 @@ class Lease:
         """HeldError once another holder has shown that it lives, after at most a heartbeat or two; where the last one
         is dead, waits until its claim has expired. `patience_s`: waits no longer than that."""
         lease = cls(folder, heartbeat_s, silent_s)
-        lease._take(silent_s + 2 * heartbeat_s if patience_s is None else patience_s)
+        try:
+            lease._take(silent_s + 2 * heartbeat_s if patience_s is None else patience_s)
+        except BaseException:
+            lease.release()
+            raise
         atexit.register(lease.release)
         threading.Thread(target=lease._beat, daemon=True, name=f"lease of {folder.name}").start()
         return lease
@@ -121,8 +127,8 @@ class Lease:
         claims = (self._folder / "lease").listing()
         own = claims.pop(self._claim, None)
         if own is None:
-            raise ObjectStoreError(5, "what was just written is not listed; the store must list its objects at once",
-                                   str(self._claim))
+            why = "it was just written and is not listed; the store must list its objects at once"
+            raise ObjectStoreError(errno.EIO, why, str(self._claim))
         return claims, own.st_mtime
 
     # --- holding -----------------------------------------------------------------------------------------------------

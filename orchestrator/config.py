@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from actors.objectpath import AnyPath, ObjectStoreError
+from actors.objectpath import AnyPath
+from actors.objectstore import ObjectStoreError
 from orchestrator.data.accuracy import AnyAccuracy, Augmented, Gpus, SupernetAccuracy
 from orchestrator.data.datasets import DataSettings
 from orchestrator.presets import Preset, with_preset

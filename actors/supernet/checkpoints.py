@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from actors.objectpath import AnyPath, ObjectStoreError, matching
+from actors.objectpath import AnyPath, matching
+from actors.objectstore import ObjectStoreError
 from actors.wholefile import set_aside, write_whole
 from searchspaces.errors import StoreError
 

@@ -176,10 +176,13 @@ class _EventFile:
         self._writer: EventsWriter | None = None
         self._flushed_s = 0.0
         self._uploaded_s = time.monotonic()
-        self._local = tempfile.TemporaryDirectory(prefix="paretoray-") if isinstance(folder, ObjectPath) else None
+        self._object: AnyPath | None = None     # which the file becomes
         try:
+            if isinstance(folder, ObjectPath):
+                self._begin_nameless(folder)
+                return
             folder.mkdir(parents=True, exist_ok=True)
-            self._writer = EventsWriter(str((folder if self._local is None else Path(self._local.name)) / "events"))
+            self._writer = EventsWriter(str(folder / "events"))
         except OSError as error:
             self._give_up(error)
 
@@ -201,17 +204,26 @@ class _EventFile:
     def close(self) -> None:
         if self._writer is not None:
             try:
-                self._writer.close()
+                self._writer.flush()
                 self._upload()
+                self._writer.close()
             except OSError as error:
                 self._give_up(error)
             self._writer = None
 
+    def _begin_nameless(self, folder: ObjectPath) -> None:
+        """A file on this disk that is gone with the process, however that ends."""
+        with tempfile.TemporaryDirectory(prefix="paretoray-") as local:
+            self._writer = EventsWriter(str(Path(local) / "events"))
+            file = next(Path(local).iterdir())
+            self._content, self._object = file.open("rb"), folder / file.name
+
     def _upload(self) -> None:
         """The whole file, as it cannot be appended to in an object store; nothing to do on a disk."""
         self._uploaded_s = time.monotonic()
-        for file in Path(self._local.name).iterdir() if self._local is not None else ():
-            write_whole(self._folder / file.name, file.read_bytes())
+        if self._object is not None:
+            self._content.seek(0)
+            write_whole(self._object, self._content.read())
 
     def _give_up(self, error: OSError) -> None:
         log.warning("no more TensorBoard scalars are written to %s (%s); the run goes on without them", self._folder,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import io
 import json
 import logging
 import os
@@ -24,12 +24,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.lease import Lease
-from actors.objectpath import AnyPath, ObjectPath, ObjectStoreError, as_path, parquet_source
+from actors.objectpath import AnyPath, ObjectPath, as_path, parquet_source
+from actors.objectstore import ObjectStoreError
 from actors.wholefile import remove_tree, set_aside
 from orchestrator.config import RUN_NAME
 from orchestrator.record import parts
 from orchestrator.record.events import EventLog
+from orchestrator.record.lock import RunLock
 from searchspaces.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -95,30 +96,37 @@ class Trial:
 
 
 @contextlib.contextmanager
-def write_atomically(path: AnyPath) -> Iterator[Path]:
-    """Yields a temporary path; on success it is flushed and renamed to `path`, or uploaded as that, on failure removed
-    (StoreError)."""
-    with contextlib.ExitStack() as stack:
-        if isinstance(path, ObjectPath):
-            temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paretoray-"))) / path.name
-        else:
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            if isinstance(path, ObjectPath):
-                return path.write_bytes(temporary.read_bytes())
-            with temporary.open("rb") as handle:
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-            _flush_folder(path.parent)
-        except ObjectStoreError:
-            raise
-        except OSError as error:
-            raise _unwritable(path, error, "everything recorded so far is kept; free some space first") from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+def write_atomically(path: AnyPath) -> Iterator[Path | Upload]:
+    """Yields a temporary path; on success it is flushed and renamed to `path`, on failure removed (StoreError). For an
+    object store it yields what is uploaded on success."""
+    if isinstance(path, ObjectPath):
+        upload = Upload()
+        yield upload
+        path.write_bytes(upload.getvalue())
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error, "everything recorded so far is kept; free some space first") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+class Upload(io.BytesIO):
+    """In memory, written to as a path is."""
+
+    def write_bytes(self, content: bytes) -> None:
+        self.write(content)
+
+    def write_text(self, text: str) -> None:
+        self.write(text.encode())
 
 
 def _unwritable(path: AnyPath, error: OSError, advice: str) -> StoreError:
@@ -268,10 +276,10 @@ class RunStore:
 
     def __init__(self, path: AnyPath) -> None:
         self.path = path
-        self.trials = PartFolder(path / "trials", TRIAL_SCHEMA, self._check)
-        self.latency = PartFolder(path / "latency", LATENCY_SCHEMA, self._check)
+        self._lock = RunLock()
+        self.trials = PartFolder(path / "trials", TRIAL_SCHEMA, self._lock.check)
+        self.latency = PartFolder(path / "latency", LATENCY_SCHEMA, self._lock.check)
         self._events = EventLog(path)
-        self._lock: Any = None
         self._state: dict[str, Any] | None = None   # of state.json as it is, while nobody else may write it
 
     @property
@@ -303,7 +311,7 @@ class RunStore:
             return claimed or cls(path)
         except BaseException:
             if claimed is not None:
-                claimed.unlock()
+                claimed._lock.release()
             remove_folder(path)
             raise
 
@@ -313,36 +321,13 @@ class RunStore:
         return cls(find_run(root, name))
 
     def lock(self) -> None:
-        """Claims the run for this process; released when the process ends, by the system or (in an object store, after
-        a while) by its silence."""
-        if self._lock is not None:
+        """Claims the run for this process (lock.py)."""
+        if self._lock.held:
             return
-        self._lock = Lease.claim(self.path) if isinstance(self.path, ObjectPath) else self._locked_file(self.path)
+        self._lock.take(self.path)
         self._state = None
         for table in (self.trials, self.latency):
             table.begin_writing()
-
-    def unlock(self) -> None:
-        """Before the process ends."""
-        if isinstance(self._lock, Lease):
-            self._lock.release()
-        elif self._lock is not None:
-            self._lock.close()
-        self._lock = None
-
-    def _locked_file(self, path: Path) -> Any:
-        handle = (path / "lock").open("w")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.close()
-            raise StoreError(f"run '{self.name}' is being driven by another process; wait for it or stop it") from error
-        return handle
-
-    def _check(self) -> None:
-        """StoreError where somebody else has taken the run over."""
-        if isinstance(self._lock, Lease):
-            self._lock.check()
 
     @property
     def recorded(self) -> bool:
@@ -353,11 +338,11 @@ class RunStore:
 
     def discard(self) -> None:
         """Removes the folder, by whoever holds its lock. Only for a run that recorded nothing."""
-        assert self._lock is not None and not self.recorded
-        if isinstance(self._lock, Lease):   # which would write its claim again
-            self.unlock()
+        assert self._lock.held and not self.recorded
+        if isinstance(self.path, ObjectPath):   # a lease would be renewed in there
+            self._lock.release()
         remove_folder(self.path)
-        self.unlock()
+        self._lock.release()
 
     def replace_config(self, config_text: str) -> None:
         """The configuration, once what it left open is found."""
@@ -379,18 +364,18 @@ class RunStore:
 
     def event(self, kind: str, **facts: Any) -> None:
         """Appends one line to events.jsonl: what happened when, for the report. Losing the last one is harmless."""
-        self._check()
+        self._lock.check()
         self._events.append(kind, facts)
 
     def state(self) -> dict[str, Any]:
         """state.json; whoever holds the lock reads it once per change. Its values are shared: not to be changed."""
-        if self._state is None or self._lock is None:
+        if self._state is None or not self._lock.held:
             path = self.path / "state.json"
             self._state = read_json(path) if path.exists() else {}
         return dict(self._state)
 
     def update_state(self, **facts: Any) -> None:
-        self._check()
+        self._lock.check()
         known = self.state()
         self._state = None      # read back from what was written, so that both are the same
         write_json(self.path / "state.json", known | facts)

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from actors.objectpath import ObjectStoreError
+from actors.objectstore import ObjectStoreError
 from actors.wholefile import set_aside
 from orchestrator.config import Config
 from orchestrator.prediction.predictor import LatencyPredictor

@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow.fs
 import pytest
 
-from actors import objectpath
+from actors import objectstore
 from actors.knowledge.entry import Entry, NewEntry
 from actors.knowledge.store import KnowledgeStore
-from actors.objectpath import AnyPath, ObjectPath, ObjectStoreError, address_of, as_path, matching
+from actors.objectpath import AnyPath, ObjectPath, address_of, as_path, matching
+from actors.objectstore import ObjectStoreError
 from actors.supernet.checkpoints import read_newest, remove_checkpoints, write_checkpoint
 from actors.wholefile import remove_tree, set_aside, write_whole
 from searchspaces.errors import StoreError
@@ -121,7 +122,7 @@ def test_a_store_that_cannot_be_used(s3: Server, monkeypatch: pytest.MonkeyPatch
         denied = refusal(as_path(s3.address("runs") + "&region=us-east-1"))
         assert "access is denied" in denied and "AWS_ACCESS_KEY_ID" in denied and "secret-of-the-lab" not in denied
     nobody = as_path(s3.address("runs").replace(str(s3.port), str(free_port())))
-    monkeypatch.setattr(objectpath, "ATTEMPTS", 1)
+    monkeypatch.setattr(objectstore, "ATTEMPTS", 1)
     assert "the store does not answer (Failed to connect to 127.0.0.1" in refusal(nobody)
 
 
@@ -135,21 +136,21 @@ def silent_server() -> Iterator[int]:
 
 
 def test_a_store_that_is_silent_is_not_waited_for(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectpath, "ATTEMPTS", 1)
-    monkeypatch.setattr(objectpath, "SILENT_S", 1.0)
+    monkeypatch.setattr(objectstore, "ATTEMPTS", 1)
+    monkeypatch.setattr(objectstore, "SILENT_S", 1.0)
     with silent_server() as port:
         silent = as_path(s3.address("runs").replace(str(s3.port), str(port)))
         assert "the store does not answer (" in refusal(silent)
 
     held = threading.Event()    # whatever the native library waits for
-    monkeypatch.setattr(objectpath, "OPENING_S", 0.2)
-    monkeypatch.setattr(objectpath, "_looked_at", lambda *_: held.wait(60))
+    monkeypatch.setattr(objectstore, "OPENING_S", 0.2)
+    monkeypatch.setattr(objectstore, "_looked_at", lambda *_: held.wait(60))
     assert "does not answer within 0.2 s" in refusal(as_path(s3.address("runs", "third-runs")))
     held.set()
 
 
 def test_google_cloud_storage_is_opened_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectpath, "OPENING_S", 2.0)
+    monkeypatch.setattr(objectstore, "OPENING_S", 2.0)
     path = as_path(f"gs://lab-runs/runs?anonymous=true&scheme=http&endpoint_override=127.0.0.1:{free_port()}")
     assert isinstance(path, ObjectPath) and "does not answer" in refusal(path)
     assert hasattr(pyarrow.fs, "GcsFileSystem")

@@ -15,9 +15,12 @@ from tests.objectstore import Server
 from tests.orchestrator.cluster.test_nodes import ENVIRONMENT, end, start_ray
 from tests.orchestrator.run.test_search import PATIENCE_S, ROOT, TINY, command
 
-HIDES = "unshare --mount sh -c 'mount -t tmpfs none {} && exec \"$@\"' sh"
+HIDES = "RAY_AUTH_MODE=token unshare --mount sh -c 'mount -t tmpfs none {} && exec \"$@\"' sh"
 SCRIPT = """
 import json, sys
+from orchestrator.cluster.joining import prepare_environment
+
+prepare_environment(sys.argv[1])
 import ray
 from actors.objectpath import as_path
 from orchestrator.cluster import sharing
@@ -75,7 +78,8 @@ def test_a_node_with_another_folder_of_that_name(tmp_path: Path, s3: Server) -> 
     assert search.returncode == 2 and told[0].startswith(f"error: {refusal}/it: "), search.stdout + search.stderr
     assert "in an object store (--runs s3://BUCKET/FOLDER)" in told[0] and "before anything was recorded" in told[1]
     assert "measure" not in search.stdout and not list(hidden.iterdir())
-    (found, *others), said = json.loads(done.stdout.splitlines()[-1])
-    assert found.startswith(refusal) and others == ["", ""], found
+    (found, other, without_keys), said = json.loads(done.stdout.splitlines()[-1])
+    assert found.startswith(refusal) and other == "", done.stderr
+    assert without_keys.startswith("node lonely cannot use the run's folder s3://lab-runs/shared: access is denied")
     assert len(said) == 1 and said[0].startswith("lonely: no answer within 0 s whether the run's folder s3://lab-runs/")
     assert not list(hidden.iterdir()) and not list(shared.iterdir())

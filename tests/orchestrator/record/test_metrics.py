@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from actors.objectpath import AnyPath, as_path, matching
 from orchestrator.frontier import hypervolume
 from orchestrator.record import raymetrics
 from orchestrator.record.metrics import RunMetrics
+from tests.objectstore import Server
 
 ROOT = Path(__file__).parents[3]
 OURS = ("controller", "stage", "target", "state", "le")
@@ -28,12 +30,12 @@ ROWS = [
 ]
 
 
-def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def read_scalars(folder: AnyPath) -> dict[str, list[tuple[int, float]]]:
     """Event files hold records: length (8 bytes), crc (4), an Event message, crc (4)."""
     from tensorboardX.proto.event_pb2 import Event
 
     scalars = defaultdict(list)
-    for path in sorted(folder.glob("events.out.*")):
+    for path in matching(folder, "events.out.*"):
         data, at = path.read_bytes(), 0
         while at < len(data):
             size = int.from_bytes(data[at:at + 8], "little")
@@ -58,6 +60,18 @@ def test_tensorboard_file_has_every_trial_and_the_front(tmp_path: Path) -> None:
     # (5-2)*0.5, then (5-3)*(0.75-0.5) more
     assert scalars["front/hypervolume"] == [(0, 1.5), (1, 1.5), (2, 2.0), (3, 2.0)]
     assert scalars["supernet/loss"] == [(7, 0.25)]
+
+
+def test_tensorboard_file_in_an_object_store(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = as_path(s3.address("metrics/run"))
+    metrics = RunMetrics(run, "tb", reference_latency_ms=5.0)
+    monkeypatch.setattr("orchestrator.record.metrics.FLUSH_S", -1.0)
+    monkeypatch.setattr("orchestrator.record.metrics.UPLOAD_S", -1.0)
+    metrics.scalar("supernet/loss", 0.5, step=7)
+    assert read_scalars(run / "tensorboard")["supernet/loss"] == [(7, 0.5)], "whoever is killed leaves what it had"
+    metrics.scalar("supernet/loss", 0.25, step=8)
+    metrics.close()
+    assert read_scalars(run / "tensorboard")["supernet/loss"] == [(7, 0.5), (8, 0.25)]
 
 
 def test_hypervolume_from_when_its_reference_is_known(tmp_path: Path) -> None:
@@ -86,6 +100,7 @@ FULL = """
 import logging, resource, sys
 from pathlib import Path
 from orchestrator.record.metrics import RunMetrics
+from tests.objectstore import Server
 logging.basicConfig(level=logging.WARNING)
 metrics = RunMetrics(Path(sys.argv[1]), "full", reference_latency_ms=5.0)
 metrics.scalar("before", 1.0, 0)
