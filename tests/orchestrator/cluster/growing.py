@@ -88,11 +88,12 @@ def drive(address: str, folder: Path) -> dict[str, Any]:
 
     too_large = Need.of_workers("rollout workers", FAR_TOO_MUCH, setting="accuracy.cpus")
     begun = time.monotonic()
-    with ThreadPoolExecutor(6) as threads:
+    with ThreadPoolExecutor(7) as threads:
         wishes = {"processor": threads.submit(devices, "onnx_cpu"),
                   "phone": threads.submit(devices, "android", serial=PHONE),
                   "trainer": threads.submit(room, Need.of_workers("trainers", 1, 1)),
                   "ranks": threads.submit(waits.room, Need.of_workers("the supernet", 1, count=TOGETHER), said.append),
+                  "too_many": threads.submit(room, Need.of_workers("twenty", 1, count=20)),
                   "no_such_phone": threads.submit(refusal, lambda: devices("android", serial="B2")),
                   "too_large": threads.submit(refusal, lambda: room(too_large))}
         out |= {name: wish.result() for name, wish in wishes.items()}

@@ -52,6 +52,8 @@ def test_every_kind_of_node_comes_when_it_is_asked_for_and_leaves_when_idle() ->
     assert 'needs a type with resources {CPU: 1, "android:B2": 1}' in out["no_such_phone"]
     assert out["too_large"].startswith("rollout workers: no node of the cluster has {CPU: 16}, and the autoscaler can")
     assert "a type with resources {CPU: 16}" in out["too_large"] and "lower accuracy.cpus" in out["too_large"]
+    assert out["too_many"] is None      # some of them find room
+    assert "twenty: the cluster has no room for 20 times {CPU: 1}; going on with as many as find it" in out["said"]
     assert out["missing"] == ["0 of 1 rollout workers are there; the cluster has no room for more"]
 
     assert out["from_table"] == [1.0, 2.0, 3.0]
@@ -63,14 +65,16 @@ def test_every_kind_of_node_comes_when_it_is_asked_for_and_leaves_when_idle() ->
 
 @pytest.mark.soak
 def test_a_search_grows_its_cluster_and_leaves_the_head_alone(tmp_path: Path) -> None:
-    """The head has one CPU: measuring, the supernet's two workers and three rollout workers have to be asked for."""
+    """The head has one CPU: the device, half a GPU for each of the supernet's two workers (torch has none and uses the
+    CPU), and three rollout workers have to be asked for."""
     (tmp_path / "tiny.yaml").write_text(TINY)
-    types = {name: NODE_TYPES[name] for name in ("latency", "rollout")}
+    types = {"latency": NODE_TYPES["latency"], "trainer": {"CPU": 2, "GPU": 1}, "rollout": {"CPU": 2}}
     with tempfile.TemporaryDirectory(prefix="auto-") as folder, autoscaling_cluster(Path(folder), types) as address:
         begun = time.monotonic()
         done = subprocess.run(
             command("search", str(tmp_path / "tiny.yaml"), "--name", "grown", "--runs", str(tmp_path), "--address",
-                    address, "--set", "search.rollouts=3", "--set", "supernet.workers=2"),
+                    address, *(word for key in ("search.rollouts=3", "search.gpus=0", "supernet.workers=2",
+                                            "supernet.gpus=0.5") for word in ("--set", key))),
             cwd=ROOT, capture_output=True, text=True, timeout=2 * PATIENCE_S)
         print(done.stdout, "searched in", round(time.monotonic() - begun, 1), "s")
         assert done.returncode == 0, done.stdout + done.stderr
