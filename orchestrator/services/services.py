@@ -76,7 +76,7 @@ class Services:
         if label not in self._latency:
             target = next(plugin for plugin in self._config.targets if plugin.label == label)
             devices = devices_when_there(target.name, target.options, self._config.cluster, self._said(label),
-                                         self._check)
+                                         self._poll)
             for other in [name for name, (_, held) in self._latency.items() if _overlap(devices, held)]:
                 self._latency.pop(other)[0].close()
             if _on_gpus(devices) and self._trains_on_gpus():
@@ -90,9 +90,14 @@ class Services:
         return self._latency[label][0]
 
     def give_way(self) -> None:
-        """To be called in loops that wait: other searches of the cluster may measure meanwhile."""
+        """To be called in loops that wait: other searches of the cluster may measure meanwhile. One that waits for room
+        and keeps a device could wait for one that has the room and waits for the device."""
         for pool, _ in self._latency.values():
             pool.give_way()
+
+    def _poll(self) -> None:
+        self._check()
+        self.give_way()
 
     def _said(self, label: str) -> Callable[[str], None]:
         """Where a target's devices come from is told in the panel and in state.json."""
@@ -202,7 +207,7 @@ class Services:
             settings = supernet_settings(self._config, *self.trained_for(), self.team())
             self._supernet = SupernetService(
                 self._space, self._splits.train, self._preprocessing, settings, self._store.path / "checkpoints",
-                name=f"supernet-{self._store.name}", check=self._check)
+                name=f"supernet-{self._store.name}", check=self._poll)
         return self._supernet
 
     def team(self) -> Team:
