@@ -140,7 +140,7 @@ class Device:
         now = time.monotonic()
         if self._handle is None:
             if len(claims_on(self.key)) > self._units():
-                self._not_before = now + LOOK_S
+                self._stand_in_line()
                 return
             self._handle = self._create()
         self.call = self._handle.probe.remote(reference_ms)
@@ -249,6 +249,13 @@ class Device:
             self.quarantine(f"{reason}; it has rested for {self._settings.rest_s:g} s")
         return [(job, None) for job in jobs]
 
+    def _stand_in_line(self) -> None:
+        """Others come first, but not for ever."""
+        now = time.monotonic()
+        self._turn_since, self._not_before = self._turn_since or now, now + LOOK_S
+        if now - self._turn_since > self._settings.turn_time_out_s:
+            self.quarantine(f"other searches have had it for {self._settings.turn_time_out_s:g} s without a pause")
+
     def _look_whose_turn(self) -> None:
         """A start that waits for another search has more time."""
         now = time.monotonic()
@@ -263,10 +270,10 @@ class Device:
         others = [name for name in claims_on(self.key) if name != self.claim and name not in waiting]
         self.holder = search_of(others[0]) if others else ""
         now = time.monotonic()
-        self._turn_since = (self._turn_since or now) if self.holder else None
-        if self.holder:
-            self.trouble = f"waits for its turn: {self.holder} measures on it"
-        return self._turn_since is not None and now - self._turn_since < self._settings.turn_time_out_s
+        if not self.holder:
+            return False
+        self._turn_since, self.trouble = self._turn_since or now, f"waits for its turn: {self.holder} measures on it"
+        return now - self._turn_since < self._settings.turn_time_out_s
 
     def _units(self) -> float:
         """How many such devices the cluster has."""

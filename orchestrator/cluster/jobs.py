@@ -45,12 +45,12 @@ def tell_job(line: str) -> None:
     job = submission_id()
     if not job:
         return
-    from ray._private.ray_constants import KV_NAMESPACE_JOB
-    from ray._private.worker import global_worker
-    from ray.dashboard.modules.job.common import JobInfoStorageClient
+    with contextlib.suppress(Exception):    # Ray's insides may move, and a line of progress is worth no run
+        from ray._private.ray_constants import KV_NAMESPACE_JOB
+        from ray._private.worker import global_worker
+        from ray.dashboard.modules.job.common import JobInfoStorageClient
 
-    key = JobInfoStorageClient.JOB_DATA_KEY.format(job_id=job).encode()
-    with contextlib.suppress(Exception):    # a line of progress is worth no run
+        key = JobInfoStorageClient.JOB_DATA_KEY.format(job_id=job).encode()
         store: Any = global_worker.gcs_client    # type: ignore[attr-defined]
         info = json.loads(store.internal_kv_get(key, namespace=KV_NAMESPACE_JOB, timeout=ANSWER_S))
         if info["status"] == "RUNNING":

@@ -34,7 +34,7 @@ def measure_architectures(run: RunContext, target: RunTarget, tokens_NT: Tokens,
     pool.submit([LatencyRequest(row) for row in missing])
     results: list[LatencyResult] = []
     while pool.outstanding:
-        run.stop.check()
+        run.poll()
         run.metrics.devices(target.label, pool.activities(), pool.waiting)
         finished = pool.collect(timeout_s=POLL_S)
         record_latencies(run, target, finished)
@@ -64,7 +64,7 @@ def evaluate_architectures(run: RunContext, tokens_NT: Tokens) -> list[Trial]:
         rollouts.submit(list(missing.items()))
         done: dict[Hashable, Evaluation] = {}
         while rollouts.outstanding:
-            run.stop.check()
+            run.poll()
             done |= dict(rollouts.collect(timeout_s=POLL_S))
             run.services.tell_of_missing_rollouts()
         fresh = record_trials(run, [(Proposal(row), done[arch_id]) for arch_id, row in missing.items()])

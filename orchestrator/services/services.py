@@ -69,7 +69,7 @@ class Services:
         self._preprocessing = preprocessing
         self._local, self._check, self._share = local, check, share
         self.say: Callable[[str], None] = log.warning       # what a user should hear
-        self._waits = Waits(store, config.cluster.device_wait_s, local, check)
+        self._waits = Waits(store, config.cluster.device_wait_s, local, self._poll)
         self._latency: dict[str, tuple[LatencyPool, list[Claim]]] = {}
         self._supernet: SupernetService | None = None
         self._rollouts: RolloutPool | None = None
@@ -82,7 +82,7 @@ class Services:
         if label not in self._latency:
             target = next(plugin for plugin in self._config.targets if plugin.label == label)
             devices = devices_when_there(target.name, target.options, self._config.cluster, self._said(label),
-                                         self._check)
+                                         self._poll)
             devices = devices[:max(1, len(devices) // self._share)]
             for other in [name for name, (_, held) in self._latency.items() if _overlap(devices, held)]:
                 self._latency.pop(other)[0].close()
@@ -97,9 +97,14 @@ class Services:
         return self._latency[label][0]
 
     def give_way(self) -> None:
-        """To be called in loops that wait: other searches of the cluster may measure meanwhile."""
+        """To be called in loops that wait: other searches of the cluster may measure meanwhile. One that waits for room
+        and keeps a device could wait for one that has the room and waits for the device."""
         for pool, _ in self._latency.values():
             pool.give_way()
+
+    def _poll(self) -> None:
+        self._check()
+        self.give_way()
 
     def _said(self, label: str) -> Callable[[str], None]:
         """Where a target's devices come from is told in the panel and in state.json."""
@@ -227,7 +232,7 @@ class Services:
                                              "supernet.cpus or supernet.gpus"), self.say)
             self._supernet = SupernetService(
                 self._space, self._splits.train, self._preprocessing, settings, self._store.path / "checkpoints",
-                name=f"supernet-{self._store.name}", check=self._check)
+                name=f"supernet-{self._store.name}", check=self._poll)
         return self._supernet
 
     def team(self) -> Team:

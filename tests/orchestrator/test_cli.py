@@ -169,6 +169,6 @@ def test_check_certifies_and_refuses(tmp_path: Path) -> None:
 
 def test_help_teaches() -> None:
     text = paretoray("--help").stdout
-    for name in ("search", "resume", "generate", "measure", "merge", "targets", "worker", "report", "runs", "check",
-                 "init", "keys"):
+    for name in ("search", "resume", "generate", "measure", "merge", "targets", "worker", "dashboard", "report", "runs",
+                 "check", "init", "keys"):
         assert name in text

@@ -292,6 +292,12 @@ def test_searches_that_share_a_device_measure_in_turn(ray_local: None, tmp_path:
         assert said[0] == (f"target {SCRIPTED} waits for its turn: first measures on latency_cpu; searches that share "
                            "a device get it in turn")
         assert second.waiting == 0
+        impatient = replace(QUICK, start_time_out_s=1.0, turn_time_out_s=2.0, max_failures=1)
+        third = LatencyPool(SPACE, SCRIPTED, options, devices=(only,), search="third", settings=impatient)
+        with pytest.raises(TargetError, match="cannot measure: the latency worker did not start within 1 s"):
+            third.identity()        # nobody gives way any more
+        assert third.activities() == {"quarantined": 1}
+        third.close()
     finally:
         first.close()
         second.close()

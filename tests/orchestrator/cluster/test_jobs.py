@@ -24,6 +24,7 @@ import pytest
 from ray import __version__ as ray_version
 
 from orchestrator.cluster.admission import TOKEN_FILE, has_token, make_token
+from orchestrator.cluster.jobs import JOB_CONFIG, runs_may_be_lost, shown_path, submission_id
 from orchestrator.record.dashboard import ALERTS, DISCOVERY_FILE, PANELS, SCRAPE, write_dashboard
 from orchestrator.record.raymetrics import FAILED
 from orchestrator.record.store import RunStore
@@ -106,7 +107,7 @@ def test_two_searches_share_the_only_device(head: Head, tmp_path: Path) -> None:
     names = ("first", "second")
     both = [start("search", str(config), "--name", name, "--runs", str(tmp_path / "runs"), "--address", head.address)
             for name in names]
-    outputs = [finish(process) for process in both]
+    outputs = [process.communicate(timeout=4 * PATIENCE_S)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     waited = [f"target onnx_cpu waits for its turn: {other} measures on latency_cpu" in output
               for output, other in zip(outputs, reversed(names))]
@@ -194,6 +195,17 @@ def test_search_as_a_job_is_watched_stopped_and_resumed(head: Head, tmp_path: Pa
     assert recorded and RunStore(run).read_trials()[:len(recorded)] == recorded
     wanted = {name for shown in (*PANELS, *ALERTS) for name in re.findall(r"\bray_\w+", shown.expression)}
     assert wanted - names <= {FAILED.series}, "not shown by Ray, but in the dashboard (no trial failed)"
+
+
+def test_what_a_driver_knows_of_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(JOB_CONFIG, raising=False)
+    assert submission_id() == runs_may_be_lost(Path("runs")) == "" and shown_path(Path("runs/a")) == "runs/a"
+    monkeypatch.setenv(JOB_CONFIG, json.dumps({"metadata": {"job_submission_id": "mine"}}))
+    assert submission_id() == "mine"
+    assert shown_path(Path("runs/a")) == f"{tmp_path}/runs/a (on {socket.gethostname()})"
+    assert runs_may_be_lost(Path("runs")).startswith(f"{tmp_path}/runs is in this job's copy of the working directory")
+    assert runs_may_be_lost(Path("/elsewhere/runs")) == ""
 
 
 @contextlib.contextmanager
