@@ -122,7 +122,7 @@ def _drive(nodes: Nodes, folder: Path, name: str, arguments: list[str], killed: 
     with (folder / f"{name}.log").open("a") as log:
         driver = subprocess.Popen(
             command(*arguments, "--runs", str(folder / "runs"), "--address", nodes.cluster.address), cwd=ROOT,
-            stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+            stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"RAY_AUTH_MODE": "disabled"})   # as the cluster
         began, due = time.time(), time.time() + rng.uniform(*GAP_S)
         while driver.poll() is None and time.time() - began < PATIENCE_S:
             time.sleep(0.1)
@@ -166,8 +166,7 @@ def main() -> None:
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     progress = folder / "kills.jsonl"
     rows = [json.loads(line) for line in progress.read_text().splitlines()] if progress.exists() else []
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0",      # of the nodes too
-                   "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}     # of the nodes too
     nodes = Nodes()
     try:
         while sum(len(row["killed"]) for row in rows) < arguments.kills:
