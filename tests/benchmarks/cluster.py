@@ -153,7 +153,7 @@ def told(found: dict[str, Any], workers: int, sleep_s: float) -> None:
         cpu_ms = 1000 * (middle[-1]["cpu_s"] - middle[0]["cpu_s"]) / max(1, trials)
         rate = trials / seconds
         print(f"  {rate:.0f} evaluations/s, {rate * sleep_s / workers:.2f} of ideal, goal 0.95; "
-              f"{cpu_ms:.2f} ms of the driver's processor for a trial,\n  so {1000 / cpu_ms:.0f}/s on a core of its own")
+              f"{cpu_ms:.2f} ms of the driver's processor for a trial, so {1000 / cpu_ms:.0f}/s at most")
         print(f"  the driver's memory from {middle[0]['trials']:,} to {middle[-1]['trials']:,} trials: "
               f"{middle[0]['rss_mb']:.0f} to {middle[-1]['rss_mb']:.0f} MB", flush=True)
 
