@@ -69,7 +69,7 @@ def fill(store: RunStore, count: int) -> None:
     rows_NT = np.unique(space.sample_uniform(rng, int(1.2 * count) + 100), axis=0)
     rows_NT = rows_NT[rng.permutation(len(rows_NT))[:count]]
     madds_N, params_N = space.cost(rows_NT)
-    target_id = store.state()["targets"]["tests.orchestrator.plugins:Weighing"]["target_id"]
+    target_id = next(iter(store.state()["targets"].values()))["target_id"]
     trials = [Trial(i, space.arch_id(rows_NT[i]), tuple(rows_NT[i].tolist()), space.space_id, "random",
                     float(rng.uniform(0.3, 0.9)), "proxy", 0, float(params_N[i]) / 1000, "predicted", target_id,
                     int(madds_N[i]), int(params_N[i]), None, None, 3, time.time(), 0.05, "node", "", "{}")
