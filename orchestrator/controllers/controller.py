@@ -78,7 +78,7 @@ class Proposal:
     batch: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)     # a long search has many
 class Observation:
     """What a controller sees of a recorded trial. `accuracy` in 0..1 is nan where `error` says why it failed."""
 

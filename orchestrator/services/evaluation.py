@@ -89,7 +89,7 @@ def record_trials(run: RunContext, finished: Sequence[tuple[Proposal, Evaluation
     trials = []
     for i, (proposal, evaluation) in enumerate(finished):
         trials.append(Trial(
-            sequence=first + i, arch_id=arch_ids[i], tokens=tuple(int(t) for t in tokens_NT[i]),
+            sequence=first + i, arch_id=arch_ids[i], tokens=tuple(tokens_NT[i].tolist()),
             space_id=run.space.space_id, controller=run.config.controller.name,
             accuracy=None if evaluation.error else evaluation.accuracy, accuracy_source=evaluation.source,
             weights_version=evaluation.weights_version,

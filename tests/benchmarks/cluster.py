@@ -3,10 +3,10 @@
     python -m tests.benchmarks.cluster FOLDER --parts trials throughput kills [--trials 100000]
         [--workers 64 128 256] [--evaluations 20000] [--sleep-s 0.05] [--kills 200]
 
-`trials`: `report`, and `resume` up to its first evaluation, of a run with so many trials; the driver's memory before
-and after. `throughput`: a search whose evaluations sleep, on a cluster of four simulated nodes (farm.py beside this);
-its share of workers / sleep, the driver's processor time for a trial, its memory against the trials, and the seconds
-from the command to the first trial. `kills`: tests/benchmarks/kills.py.
+`trials`: `report`, and `resume` up to its first evaluation, of a run with so many trials. `throughput`: a search whose
+evaluations sleep, on a cluster of four simulated nodes (tests/benchmarks/farm.py): its share of workers / sleep, the
+driver's processor time for a trial, its memory against the trials, and the seconds from the command to the first trial.
+`kills`: tests/benchmarks/kills.py.
 
 Every figure stands beside the load of the machine and, where there is one, its goal. FOLDER keeps the runs, so that a
 part that is done is not done again; remove FOLDER/runs/NAME to repeat one.
@@ -69,7 +69,7 @@ def fill(store: RunStore, count: int) -> None:
     rows_NT = np.unique(space.sample_uniform(rng, int(1.2 * count) + 100), axis=0)
     rows_NT = rows_NT[rng.permutation(len(rows_NT))[:count]]
     madds_N, params_N = space.cost(rows_NT)
-    target_id = store.state()["targets"]["tests.orchestrator.plugins:Weighing"]["target_id"]
+    target_id = next(iter(store.state()["targets"].values()))["target_id"]
     trials = [Trial(i, space.arch_id(rows_NT[i]), tuple(rows_NT[i].tolist()), space.space_id, "random",
                     float(rng.uniform(0.3, 0.9)), "proxy", 0, float(params_N[i]) / 1000, "predicted", target_id,
                     int(madds_N[i]), int(params_N[i]), None, None, 3, time.time(), 0.05, "node", "", "{}")
@@ -151,9 +151,9 @@ def told(found: dict[str, Any], workers: int, sleep_s: float) -> None:
     if len(middle) > 1:
         trials, seconds = (middle[-1][key] - middle[0][key] for key in ("trials", "s"))
         cpu_ms = 1000 * (middle[-1]["cpu_s"] - middle[0]["cpu_s"]) / max(1, trials)
-        print(f"  {trials / seconds:.0f} evaluations/s, {trials / seconds * sleep_s / workers:.2f} of ideal, goal "
-              f"0.95; {cpu_ms:.2f} ms of the driver's processor for a trial, so a core of its own serves "
-              f"{1000 / cpu_ms:.0f}/s")
+        rate = trials / seconds
+        print(f"  {rate:.0f} evaluations/s, {rate * sleep_s / workers:.2f} of ideal, goal 0.95; "
+              f"{cpu_ms:.2f} ms of the driver's processor for a trial, so {1000 / cpu_ms:.0f}/s at most")
         print(f"  the driver's memory from {middle[0]['trials']:,} to {middle[-1]['trials']:,} trials: "
               f"{middle[0]['rss_mb']:.0f} to {middle[-1]['rss_mb']:.0f} MB", flush=True)
 

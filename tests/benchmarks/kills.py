@@ -2,16 +2,17 @@
 
     python -m tests.benchmarks.kills FOLDER [--kills 200] [--seed 0] [--controllers pnag fnas ...]
 
-A head and two further nodes on this machine. One search after the other; every few seconds one process of the search (a
-rollout worker or trainer, the supernet, one of its ranks, a learner, the knowledge pool, a latency worker, a
-fine-tuning task) or one whole node dies by SIGKILL, and a killed node is replaced. A search that ends with an error or
-hangs needed a person; it is resumed once. FOLDER/kills.jsonl remembers every search, so that a campaign goes on where
-it was stopped.
+A head and two further nodes on this machine. One search after the other; some seconds after every sign of progress (a
+measurement, an epoch, a trial, a model) one process of the search (a rollout worker or trainer, the supernet, one of
+its ranks, a learner, the knowledge pool, a latency worker, a fine-tuning task) or one whole node dies by SIGKILL, and a
+killed node is replaced. A search that ends with an error or hangs needed a person; it is resumed once.
+FOLDER/kills.jsonl remembers every search, so that a campaign goes on where it was stopped.
 """
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import re
@@ -46,7 +47,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
                        "controller": {"name": "nss", "learning_rate": 0.3, "warm_up": 0.25}},
     "fnas": {"target": SUPERNET["target"]},
 }
-NODE, GAP_S, PATIENCE_S = "node", (2.0, 12.0), 900.0
+NODE, GAP_S, PATIENCE_S = "node", (0.0, 6.0), 400.0
 
 
 def config_of(controller: str, seed: int) -> str:
@@ -63,7 +64,7 @@ class Nodes:
     def __init__(self) -> None:
         self.cluster = Cluster(initialize_head=True, head_node_args={
             "num_cpus": 3, "include_dashboard": False, "object_store_memory": 300 * 2**20,
-            "_system_config": {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}})
+            "_system_config": {"health_check_period_ms": 1000, "health_check_failure_threshold": 15}})
         self.others: list[Any] = []
         self.refill()
 
@@ -122,24 +123,34 @@ def _drive(nodes: Nodes, folder: Path, name: str, arguments: list[str], killed: 
     with (folder / f"{name}.log").open("a") as log:
         driver = subprocess.Popen(
             command(*arguments, "--runs", str(folder / "runs"), "--address", nodes.cluster.address), cwd=ROOT,
-            stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": str(ROOT)})
-        began, due = time.time(), time.time() + rng.uniform(*GAP_S)
-        while driver.poll() is None and time.time() - began < PATIENCE_S:
+            stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"RAY_AUTH_MODE": "disabled"})   # as the cluster
+        began = seen_s = time.time()
+        due_s, seen = math.inf, signs(folder / "runs" / name)
+        while driver.poll() is None and time.time() - seen_s < PATIENCE_S:
             time.sleep(0.1)
-            if time.time() < due or len(killed) >= most:
+            if (now := signs(folder / "runs" / name)) != seen:
+                seen, seen_s = now, time.time()
+                due_s = min(due_s, seen_s + rng.uniform(*GAP_S))
+            if time.time() < due_s or len(killed) >= most:
                 continue
             nodes.refill()
+            due_s = math.inf
             if kind := nodes.kill(rng):
                 killed.append((round(time.time() - began, 1), kind))
                 log.write(f"--- killed a {kind} at {time.time() - began:.1f} s\n")
                 log.flush()
-            due = time.time() + rng.uniform(*GAP_S)
         nodes.refill()
         if driver.poll() is None:
             driver.kill()
             driver.wait()
             return -1
         return int(driver.returncode)
+
+
+def signs(run: Path) -> tuple[str, ...]:
+    """What a run has left behind so far."""
+    return tuple(sorted(str(path) for folder in ("latency", "trials", "checkpoints", "models")
+                        for path in (run / folder).rglob("*") if not path.name.startswith(".")))
 
 
 def report(rows: list[dict[str, Any]]) -> None:
@@ -166,8 +177,7 @@ def main() -> None:
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     progress = folder / "kills.jsonl"
     rows = [json.loads(line) for line in progress.read_text().splitlines()] if progress.exists() else []
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0",      # of the nodes too
-                   "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}     # of the nodes too
     nodes = Nodes()
     try:
         while sum(len(row["killed"]) for row in rows) < arguments.kills:
