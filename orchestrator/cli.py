@@ -163,7 +163,7 @@ def targets(config: Annotated[Path | None, typer.Option(help="Look at devices wi
     opened for a moment to see whether it works (at most 30 s).
     """
     prepare_environment(address)
-    from orchestrator.cluster.health import list_targets, targets_table
+    from orchestrator.resources.health import list_targets, targets_table
 
     rows = list_targets(config, address, probe)
     if as_json:
@@ -196,7 +196,7 @@ def worker(address: Annotated[str | None, typer.Option(
     and the measuring worker's own slot is all that is kept free.
     """
     prepare_environment(address)
-    from orchestrator.cluster.worker import inspect, start_node
+    from orchestrator.resources.worker import inspect, start_node
 
     offer = inspect(address, target or [], config, measure_cores)
     if as_json:

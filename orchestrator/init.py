@@ -16,14 +16,14 @@ import yaml
 
 from actors.data import Splits
 from actors.targets.catalogue import announced
-from orchestrator.cluster.devices import bounded, gpu_resources
-from orchestrator.cluster.gpus import GpuOffer
-from orchestrator.cluster.team import supernet_team
 from orchestrator.config import SearchSettings, SupernetSettings, parse_config
 from orchestrator.data.datasets import DataSettings, load_dataset
 from orchestrator.data.filecheck import check_files
 from orchestrator.data.imagefiles import labels_of
 from orchestrator.record.progress import roughly
+from orchestrator.resources.devices import bounded, gpu_resources
+from orchestrator.resources.gpus import GpuOffer
+from orchestrator.resources.team import supernet_team
 from searchspaces.catalogue import make_space
 from searchspaces.errors import ConfigError, DataError
 

@@ -33,6 +33,7 @@ PLAN: tuple[tuple[str, ...], ...] = (
     ("orchestrator/record", "orchestrator/prediction", "orchestrator/controllers/baselines"),
     ("orchestrator/controllers/pnag", "orchestrator/controllers/fnas", "orchestrator/controllers/unas",
      "orchestrator/controllers/nss", "orchestrator/cluster"),
+    ("orchestrator/resources",),                              # what there is to run and to measure on
     ("orchestrator/handover", "orchestrator/report"),
     ("orchestrator/services",),                               # what the stages of a run share
     ("orchestrator/comparison",),                             # what a user would have without a search

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field
 from actors.data import Augmentation
 from orchestrator.settings import Section
 
-Gpus = Annotated[float, Field(ge=0, le=64)] | Literal["auto"]  # of one worker; auto: orchestrator/cluster/gpus.py
+Gpus = Annotated[float, Field(ge=0, le=64)] | Literal["auto"]  # of one worker; auto: orchestrator/resources/gpus.py
 
 
 class Augmented(Section):

@@ -33,14 +33,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from actors.latency.pool import LatencyPool, LatencyPoolSettings, LatencyRequest, LatencyResult
-from orchestrator.cluster.devices import local_devices
 from orchestrator.cluster.joining import connected
 from orchestrator.cluster.ownmodules import own_modules
-from orchestrator.cluster.waiting import devices_when_there
 from orchestrator.config import Config
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.record.records import latency_row
 from orchestrator.record.store import LATENCY_SCHEMA, RUNS, write_atomically
+from orchestrator.resources.devices import local_devices
+from orchestrator.resources.waiting import devices_when_there
 from orchestrator.run.stages.measure import spread_sample
 from orchestrator.services.context import data_and_space
 from orchestrator.services.elite import with_ranges

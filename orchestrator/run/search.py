@@ -16,7 +16,6 @@ from rich.console import Console
 from actors.latency.worker import input_shape
 from actors.objectpath import AnyPath, as_path
 from actors.targets.catalogue import check_options
-from orchestrator.cluster.devices import local_devices
 from orchestrator.cluster.jobs import runs_may_be_lost, shown_path, tell_job
 from orchestrator.cluster.joining import connected, environment, is_local
 from orchestrator.cluster.ownmodules import own_modules
@@ -36,6 +35,7 @@ from orchestrator.record.metrics import RunMetrics
 from orchestrator.record.progress import Progress
 from orchestrator.record.store import NARROW, RUNS, RunStore, check_writable, run_path
 from orchestrator.report.page import write_report
+from orchestrator.resources.devices import local_devices
 from orchestrator.run.narrow import check_narrowing, narrowed, narrowing
 from orchestrator.run.repair import repair
 from orchestrator.run.stages.compare import compare

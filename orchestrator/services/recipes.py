@@ -8,7 +8,6 @@ from actors.objectpath import AnyPath, absolute
 from actors.rollout.trainer import ProxySettings
 from actors.supernet.actor import SupernetSettings
 from orchestrator.cluster.embedded import usable_cores
-from orchestrator.cluster.team import ALONE, Team, most_cpus
 from orchestrator.config import Config
 from orchestrator.controllers.catalogue import check_controller_options, controller_class
 from orchestrator.controllers.controller import LatencyModel
@@ -16,6 +15,7 @@ from orchestrator.data.accuracy import Recipe, TrainingAccuracy
 from orchestrator.handover.architectures import look_ups
 from orchestrator.record.goals import Goal
 from orchestrator.record.store import RunStore
+from orchestrator.resources.team import ALONE, Team, most_cpus
 from searchspaces.errors import ConfigError
 from searchspaces.space import SearchSpace
 from searchspaces.training.sandwich import SandwichSettings

@@ -29,17 +29,17 @@ from actors.rollout.trainer import ProxyEvaluatorFactory
 from actors.supernet.actor import SupernetService
 from actors.targets.target import Claim
 from orchestrator.cluster.embedded import usable_cores
-from orchestrator.cluster.gpus import PER_GPU, GpuOffer, places, rollout_share, trainer_share
 from orchestrator.cluster.joining import total_cpus
-from orchestrator.cluster.room import Need, Waits
-from orchestrator.cluster.team import Team, supernet_team
-from orchestrator.cluster.waiting import devices_when_there
 from orchestrator.config import Config
 from orchestrator.controllers.controller import LatencyModel, Proposal
 from orchestrator.data.accuracy import Gpus, Recipe, TableAccuracy, TrainingAccuracy
 from orchestrator.data.sources import read_table
 from orchestrator.record.goals import Goal, goal_model, read_goals, target_state
 from orchestrator.record.store import RunStore
+from orchestrator.resources.gpus import PER_GPU, GpuOffer, places, rollout_share, trainer_share
+from orchestrator.resources.room import Need, Waits
+from orchestrator.resources.team import Team, supernet_team
+from orchestrator.resources.waiting import devices_when_there
 from orchestrator.services.pretrained import timed_image_size
 from orchestrator.services.recipes import (
     controller_cpus,

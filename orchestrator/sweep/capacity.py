@@ -13,9 +13,9 @@ from typing import Any
 
 from actors.targets.catalogue import claims
 from actors.targets.target import CPU_RESOURCE
-from orchestrator.cluster.waiting import wanted_resource
 from orchestrator.config import Config
 from orchestrator.data.accuracy import Recipe
+from orchestrator.resources.waiting import wanted_resource
 from orchestrator.services.recipes import controller_cpus, slots_needed
 from searchspaces.errors import ClusterError
 

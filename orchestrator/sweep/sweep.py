@@ -10,14 +10,14 @@ import ray
 from rich.console import Console
 
 from actors.objectpath import AnyPath
-from orchestrator.cluster.devices import gpu_resources, local_devices
 from orchestrator.cluster.joining import connected, is_local
 from orchestrator.cluster.ownmodules import own_modules
-from orchestrator.cluster.waiting import autoscales
 from orchestrator.cluster.watch import EXIT_CODE, Watch
 from orchestrator.config import Config
 from orchestrator.interrupt import Interrupted, StopFlag
 from orchestrator.record.store import RUNS, find_run
+from orchestrator.resources.devices import gpu_resources, local_devices
+from orchestrator.resources.waiting import autoscales
 from orchestrator.run.generate import write_run_report
 from orchestrator.run.search import Search
 from orchestrator.sweep.capacity import CPU, Room, room, slots

@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from actors.data import Images, Preprocessing
 from actors.supernet.actor import SupernetService, SupernetSettings
-from orchestrator.cluster import embedded, gpus, team
+from orchestrator.cluster import embedded
 from orchestrator.config import ClusterSettings, SearchSettings
 from orchestrator.config import SupernetSettings as Section
+from orchestrator.resources import gpus, team
 from searchspaces import depthwise
 from searchspaces.catalogue import SPACES, make_space
 from searchspaces.network import recalibrate_batch_norm

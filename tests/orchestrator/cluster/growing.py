@@ -67,11 +67,11 @@ def drive(address: str, folder: Path) -> dict[str, Any]:
     join(address)
     import ray
 
-    from orchestrator.cluster.autoscaler import autoscales
-    from orchestrator.cluster.room import Need, Waits, room_when_there
-    from orchestrator.cluster.waiting import devices_when_there
     from orchestrator.config import ClusterSettings
     from orchestrator.record.store import RunStore
+    from orchestrator.resources.autoscaler import autoscales
+    from orchestrator.resources.room import Need, Waits, room_when_there
+    from orchestrator.resources.waiting import devices_when_there
 
     store = RunStore.create(folder, "grown", "", {})
     said: list[str] = []
@@ -135,7 +135,7 @@ def _shrunk(waits: Any, too_large: Any) -> dict[str, Any]:
     """Waits for the nodes to leave, while one actor asks for more than any may have."""
     import ray
 
-    from orchestrator.cluster.autoscaler import outlook
+    from orchestrator.resources.autoscaler import outlook
 
     actor: Any = ray.remote(Sleeper).options(num_cpus=FAR_TOO_MUCH).remote()
     before, missing = _alive_actors(), list[str]()

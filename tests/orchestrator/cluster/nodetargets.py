@@ -102,7 +102,7 @@ def drive(address: str, log: str, gate: str) -> None:
     import ray
 
     from actors.latency.pool import LatencyPool, LatencyPoolSettings, LatencyRequest
-    from orchestrator.cluster.waiting import devices_when_there
+    from orchestrator.resources.waiting import devices_when_there
     from orchestrator.run.stages.measure import spread_sample
     from searchspaces.catalogue import make_space
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.autoscaler import Outlook, in_words, type_needed
 from orchestrator.record.store import RunStore
+from orchestrator.resources.autoscaler import Outlook, in_words, type_needed
 from tests.orchestrator.cluster.autoscaling import autoscaling_cluster
 from tests.orchestrator.run.test_search import TINY, check_finished_run, command
 

@@ -16,8 +16,8 @@ import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from orchestrator.cluster.waiting import wanted_resource
 from orchestrator.config import load_config
+from orchestrator.resources.waiting import wanted_resource
 
 ROOT = Path(__file__).parents[3]
 KUBERAY = ROOT / "cluster" / "kuberay"

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from actors.targets.catalogue import TARGETS
-from orchestrator.cluster.health import DeviceRow, ago, list_targets, targets_table
+from orchestrator.resources.health import DeviceRow, ago, list_targets, targets_table
 from tests.orchestrator.cluster.nodetargets import NETWORKS, SICK, WELL, Needy
 from tests.orchestrator.cluster.test_jobs import SCRIPTS, free_port
 from tests.orchestrator.run.test_search import PATIENCE_S, ROOT, TINY, command

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cluster.gpus import GpuOffer
 from orchestrator.config import Config, parse_config
+from orchestrator.resources.gpus import GpuOffer
 from orchestrator.services.recipes import slots_needed
 from orchestrator.sweep.capacity import least_cpus, least_gpus, room, slots
 from searchspaces.errors import ClusterError

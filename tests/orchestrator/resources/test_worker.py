@@ -13,10 +13,11 @@ from ray._private.accelerators import NvidiaGPUAcceleratorManager
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.cluster import admission, devices
+from orchestrator.cluster import admission
 from orchestrator.cluster.embedded import usable_cores
-from orchestrator.cluster.worker import NodeOffer, inspect
 from orchestrator.config import parse_config
+from orchestrator.resources import devices
+from orchestrator.resources.worker import NodeOffer, inspect
 from searchspaces.errors import ClusterError, ConfigError, TargetError
 from tests.orchestrator.cluster.nodetargets import SICK, WELL
 from tests.orchestrator.run.test_search import PATIENCE_S, ROOT, TINY, command

@@ -14,9 +14,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.targets.catalogue import claims
 from actors.targets.target import CPU_RESOURCE, Claim
-from orchestrator.cluster.autoscaler import autoscales, type_needed
-from orchestrator.cluster.room import Answer, Need, wait_for_room
 from orchestrator.config import ClusterSettings
+from orchestrator.resources.autoscaler import autoscales, type_needed
+from orchestrator.resources.room import Answer, Need, wait_for_room
 from searchspaces.errors import ClusterError
 
 POLL_S = 0.5

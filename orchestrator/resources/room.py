@@ -12,8 +12,16 @@ from enum import Enum
 
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from orchestrator.cluster.autoscaler import Bundle, Outlook, autoscales, held_by_a_node, in_words, outlook, type_needed
 from orchestrator.record.store import RunStore
+from orchestrator.resources.autoscaler import (
+    Bundle,
+    Outlook,
+    autoscales,
+    held_by_a_node,
+    in_words,
+    outlook,
+    type_needed,
+)
 from searchspaces.errors import ClusterError
 
 POLL_S = 1

@@ -28,7 +28,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cluster.devices import (
+from orchestrator.cluster.joining import connected, is_local
+from orchestrator.cluster.ownmodules import own_modules
+from orchestrator.config import ClusterSettings, load_config
+from orchestrator.resources.devices import (
     GPU,
     Announcement,
     DeviceClaim,
@@ -41,9 +44,6 @@ from orchestrator.cluster.devices import (
     known_kinds,
     sentence,
 )
-from orchestrator.cluster.joining import connected, is_local
-from orchestrator.cluster.ownmodules import own_modules
-from orchestrator.config import ClusterSettings, load_config
 from searchspaces.errors import ParetorayError
 
 if TYPE_CHECKING:       # they import Ray, which is done late

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from orchestrator.cluster.gpus import GpuOffer, places, supernet_share
 from orchestrator.config import SearchSettings, SupernetSettings
+from orchestrator.resources.gpus import GpuOffer, places, supernet_share
 
 PART, GPU_PART = 32, 256    # images: fewer make poor batch statistics, and a step slower per image
 MOST_PARTS = 16

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.waiting import wanted_resource
+from orchestrator.resources.waiting import wanted_resource
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = """
@@ -16,7 +16,7 @@ import json, time
 from concurrent.futures import ThreadPoolExecutor
 import ray
 from ray.cluster_utils import Cluster
-from orchestrator.cluster import waiting
+from orchestrator.resources import waiting
 from orchestrator.config import ClusterSettings
 from searchspaces.errors import ParetorayError
 

@@ -21,7 +21,11 @@ from typing import Any
 
 from actors.targets.target import CPU_RESOURCE
 from orchestrator.cluster.admission import check_admission, has_token, make_token
-from orchestrator.cluster.devices import (
+from orchestrator.cluster.embedded import usable_cores
+from orchestrator.cluster.joining import check_reachable, host_and_port
+from orchestrator.config import load_config
+from orchestrator.interrupt import Interrupted
+from orchestrator.resources.devices import (
     GPU,
     Announcement,
     ask,
@@ -30,10 +34,6 @@ from orchestrator.cluster.devices import (
     known_kinds,
     named_kinds,
 )
-from orchestrator.cluster.embedded import usable_cores
-from orchestrator.cluster.joining import check_reachable, host_and_port
-from orchestrator.config import load_config
-from orchestrator.interrupt import Interrupted
 from searchspaces.errors import ClusterError, ConfigError
 
 HEAD_PORT = 6379

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cluster.gpus import PER_GPU, GpuOffer, places, rollout_share, share, supernet_share, trainer_share
-from orchestrator.cluster.team import Team, most_cpus, supernet_team
 from orchestrator.config import SearchSettings, SupernetSettings, load_config, parse_config
+from orchestrator.resources.gpus import PER_GPU, GpuOffer, places, rollout_share, share, supernet_share, trainer_share
+from orchestrator.resources.team import Team, most_cpus, supernet_team
 from searchspaces.errors import ClusterError, ConfigError
 
 ROOT = Path(__file__).parents[3]

@@ -1,0 +1,1 @@
+"""What there is to run and measure on: devices, GPUs, room for workers, and nodes that are still to come."""
