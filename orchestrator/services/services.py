@@ -83,7 +83,6 @@ class Services:
             target = next(plugin for plugin in self._config.targets if plugin.label == label)
             devices = devices_when_there(target.name, target.options, self._config.cluster, self._said(label),
                                          self._poll)
-            devices = devices[:max(1, len(devices) // self._share)]
             for other in [name for name, (_, held) in self._latency.items() if _overlap(devices, held)]:
                 self._latency.pop(other)[0].close()
             if _on_gpus(devices) and self._trains_on_gpus():

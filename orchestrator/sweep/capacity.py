@@ -3,13 +3,13 @@
 A search starts actors as it goes: it measures, trains, evaluates. Two searches that both hold a part of what they need
 would wait for each other for ever, so only as many are started as all of their actors fit. In the Ray that a sweep
 starts on this machine there are slots for as many as were asked for; in a cluster each search takes its share
-(`Search(share=...)`), and the share must be enough for one. Devices are held by one search for as long as it runs.
+(`Search(share=...)`), and the share must be enough for one. Devices are measured on in turn (actors/latency), but
+for the processor of the machine that the searches themselves keep busy: they would disturb each other's latencies.
 """
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from actors.targets.catalogue import claims
 from actors.targets.target import CPU_RESOURCE
@@ -70,10 +70,9 @@ def room(asked: int, configs: Sequence[Config], resources: Mapping[str, float], 
             fitting = max(1, int(has // needed)) if needed else asked
             if fitting < found.searches:
                 found = Room(fitting, f"each needs {needed:g} {name}, of {has:g}")
-        for label, devices in _devices(config, resources).items():
-            if devices < found.searches:
-                found = Room(devices, f"each keeps a device of target {label} to itself, and there "
-                                      f"{'is 1' if devices == 1 else f'are {devices}'} to share")
+        label = _measured_here(config, resources, local)
+        if label and found.searches > 1:
+            found = Room(1, f"each measures this machine's processor (target {label}), which the others would disturb")
     return found
 
 
@@ -90,24 +89,14 @@ def _needs(config: Config, resources: Mapping[str, float], local: bool) -> list[
             ("GPUs", gpus, resources.get(GPU, 0), gpus)]
 
 
-def _devices(config: Config, resources: Mapping[str, float]) -> dict[str, int]:
-    """Among how many searches the devices of each target can be shared. Devices that differ, such as phones by their
-    serial, cannot: a search takes what it gets. Targets without a device, such as tables, are left out."""
-    shared: dict[str, int] = {}
+def _measured_here(config: Config, resources: Mapping[str, float], local: bool) -> str:
+    """Label of a target that is the processor of the sweep's own machine; "" without one."""
     for target in config.targets:
         found = [claim.actor for claim in claims(target.name, target.options, resources)]
-        held = [actor for actor in found if actor.get("resources") or actor.get("num_gpus")]
-        if held:
-            shared[target.label] = _count(held[0], resources) if all(actor == held[0] for actor in held) else 1
-        elif not found and wanted_resource(target.name, target.options) == CPU_RESOURCE:
-            shared[target.label] = 1    # the driver's own processor
-    return shared
-
-
-def _count(held: Mapping[str, Any], resources: Mapping[str, float]) -> int:
-    """Of devices like this one."""
-    wanted = {**held.get("resources", {}), GPU: held.get("num_gpus", 0)}
-    return int(min(resources.get(name, 0) // amount for name, amount in wanted.items() if amount))
+        announced = any(CPU_RESOURCE in actor.get("resources", {}) for actor in found)
+        if announced and local or not found and wanted_resource(target.name, target.options) == CPU_RESOURCE:
+            return target.label
+    return ""
 
 
 def _or_one(count: int | float | str) -> int:
