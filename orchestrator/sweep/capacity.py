@@ -62,6 +62,10 @@ def room(asked: int, configs: Sequence[Config], resources: Mapping[str, float], 
     """
     found = Room(asked)
     for config in configs:
+        for label, devices in _devices(config, resources).items():
+            if devices < found.searches:
+                found = Room(devices, f"each keeps a device of target {label} to itself, and there "
+                                      f"{'is 1' if devices == 1 else f'are {devices}'} to share")
         for name, needed, has, enough in _needs(config, resources, local):
             if enough > has:
                 raise ClusterError(f"a search of this sweep needs {enough:g} {name} and the cluster has {has:g}; lower "
@@ -70,10 +74,6 @@ def room(asked: int, configs: Sequence[Config], resources: Mapping[str, float], 
             fitting = max(1, int(has // needed)) if needed else asked
             if fitting < found.searches:
                 found = Room(fitting, f"each needs {needed:g} {name}, of {has:g}")
-        for label, devices in _devices(config, resources).items():
-            if devices < found.searches:
-                found = Room(devices, f"each keeps a device of target {label} to itself, and there "
-                                      f"{'is 1' if devices == 1 else f'are {devices}'} to share")
     return found
 
 

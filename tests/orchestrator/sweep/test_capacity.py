@@ -58,6 +58,7 @@ def test_a_search_that_never_finds_room_is_refused() -> None:
 def test_a_device_is_one_searchs() -> None:
     one = room(4, [config()], {"CPU": 90, "latency_cpu": 1}, local=False)
     assert (one.searches, one.why) == (1, "each keeps a device of target onnx_cpu to itself, and there is 1 to share")
+    assert room(4, [config()], {"CPU": slots(1, [config()]), "latency_cpu": 1}, local=True) == one  # not CPUs
     assert room(4, [config()], {"CPU": 90, "latency_cpu": 3}, local=False).searches == 3
     assert room(4, [config()], {"CPU": 90}, local=False).searches == 1      # the driver's own processor
     phones = {"CPU": 90, "android:A": 1, "android:B": 1}
