@@ -329,6 +329,10 @@ class RunStore:
         for table in (self.trials, self.latency):
             table.begin_writing()
 
+    def unlock(self) -> None:
+        """From here on others may drive the run."""
+        self._lock.release()
+
     @property
     def recorded(self) -> bool:
         """Is there anything that a resumed run would not do again: a latency, a trial, a checkpoint?"""

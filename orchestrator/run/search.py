@@ -145,6 +145,9 @@ class Search:
             if store is not None and (advice := self._advice(store, error)):
                 error.add_note(advice)
             raise
+        finally:
+            if store is not None:
+                store.unlock()
 
     def _opened(self) -> RunStore:
         """The run's folder, claimed for this process."""

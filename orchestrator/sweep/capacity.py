@@ -62,6 +62,9 @@ def room(asked: int, configs: Sequence[Config], resources: Mapping[str, float], 
     """
     found = Room(asked)
     for config in configs:
+        label = _measured_here(config, resources, local)
+        if label and found.searches > 1:
+            found = Room(1, f"each measures this machine's processor (target {label}), which the others would disturb")
         for name, needed, has, enough in _needs(config, resources, local):
             if enough > has:
                 raise ClusterError(f"a search of this sweep needs {enough:g} {name} and the cluster has {has:g}; lower "
@@ -70,9 +73,6 @@ def room(asked: int, configs: Sequence[Config], resources: Mapping[str, float], 
             fitting = max(1, int(has // needed)) if needed else asked
             if fitting < found.searches:
                 found = Room(fitting, f"each needs {needed:g} {name}, of {has:g}")
-        label = _measured_here(config, resources, local)
-        if label and found.searches > 1:
-            found = Room(1, f"each measures this machine's processor (target {label}), which the others would disturb")
     return found
 
 

@@ -17,6 +17,7 @@ from orchestrator.config import (
     apply_override,
     assign,
     parse_config,
+    parse_options,
     parse_section,
     read_mapping,
 )
@@ -153,18 +154,24 @@ class SweepSettings(Section):
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepSettings:
-    """Reads a sweep's YAML file and applies `key=value` overrides, also to keys of the base configuration."""
+    """Reads a sweep's YAML file and applies `key=value` overrides: `base.KEY` sets a key of the base configuration,
+    `over.KEY` says what a key takes, dots and all."""
     raw = read_mapping(path)
-    of_base = [override for override in overrides if override.startswith("base.")]
-    for override in overrides:
-        if override not in of_base:
-            apply_override(raw, override)
     if isinstance(raw.get("base"), str):
         raw["base"] = read_mapping(raw["base"])
-    for override in of_base:
-        if not isinstance(raw.get("base"), dict):
-            raise ConfigError(f"--set {override}: 'base' is no configuration in {path}")
-        apply_override(raw["base"], override.removeprefix("base."))
+    for override in overrides:
+        section, _, rest = override.partition(".")
+        if section not in ("base", "over"):
+            apply_override(raw, override)
+        elif not isinstance(raw.get(section), dict):
+            raise ConfigError(f"--set {override}: {path} has no section '{section}'")
+        elif section == "base":
+            apply_override(raw["base"], rest)
+        else:
+            key, _, value = rest.partition("=")
+            raw["over"][key] = parse_options([f"value={value}"])["value"]
+    if isinstance(raw.get("base"), str):
+        raw["base"] = read_mapping(raw["base"])
     return parse_sweep(raw, str(path))
 
 

@@ -95,8 +95,12 @@ def test_mistakes_are_one_sentence(keys: dict[str, Any], reason: str) -> None:
 def test_overrides_reach_the_sweep_and_the_file_of_its_base(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"base": str(tmp_path / "base.yaml"), "over": {"seed": [1]}}))
-    settings = load_sweep(tmp_path / "sweep.yaml", ["base.data.limit=70", "parallel=3", "over.seed=[4, 5]"])
-    assert (settings.parallel, settings.count) == (3, 2)
+    overrides = ["base.data.limit=70", "parallel=3", "over.seed=[4, 5]", f"over.{EVALUATIONS}=[7]"]
+    settings = load_sweep(tmp_path / "sweep.yaml", overrides)
+    assert (settings.parallel, settings.points()) == (3, [{"seed": 4, EVALUATIONS: 7}, {"seed": 5, EVALUATIONS: 7}])
+    (tmp_path / "other.yaml").write_text("data: scattered_digits")
+    other = load_sweep(tmp_path / "sweep.yaml", [f"base={tmp_path / 'other.yaml'}"])
+    assert other.base == {"data": "scattered_digits"}
     config = settings.config({"seed": 5})
     assert (config.seed, config.data.name, config.data.limit) == (5, "digits", 70)
 

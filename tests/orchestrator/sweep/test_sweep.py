@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from orchestrator.frontier import hypervolume
 from orchestrator.record.store import RunStore
 from orchestrator.sweep.folder import SweepFolder, resume_command
 from orchestrator.sweep.recorded import State
+from orchestrator.sweep.results import sweep_rows
 from orchestrator.sweep.settings import parse_sweep
 from orchestrator.sweep.sweep import Sweep
-from searchspaces.errors import ClusterError, StoreError
+from searchspaces.errors import ClusterError, ParetorayError, StoreError
 from tests.orchestrator.cluster.test_jobs import free_port
 from tests.orchestrator.cluster.test_nodes import end, start_ray
 from tests.orchestrator.run.test_architectures import LATENCY_MS, TEST, table_config
@@ -139,6 +141,23 @@ def test_ctrl_c_and_the_death_of_a_search(tmp_path: Path) -> None:
     members = SweepFolder(sweep).members
     assert [(m.name, m.values) for m in members[:len(begun)]] == [(m.name, m.values) for m in begun]
     assert [m.state for m in members] == [State.DONE] * 3 and all(m.evaluations >= 12 for m in members)
+
+
+@pytest.mark.soak
+def test_a_search_that_fails_does_not_stop_the_others(ray_local: None, tmp_path: Path) -> None:
+    """In the Ray of the caller. No cell answers in half a millisecond."""
+    raw = sweep_of_tables(tmp_path, over={"budgets": [[0.5], [1.5]]}, stop_early=None)
+    raw["base"]["search"]["evaluations"] = 12
+    with (tmp_path / "log").open("w") as log:
+        sweep = Sweep(parse_sweep(raw, "test"), runs=tmp_path, name="s", console=Console(file=log, width=120))
+        with pytest.raises(ParetorayError, match=r"1 of 2 searches of sweep s failed \(001-0.5\)"):
+            sweep.run()
+    failed, done = SweepFolder(tmp_path / "s").members
+    assert (failed.state, done.state) == (State.FAILED, State.DONE)
+    assert "budget" in failed.note and f"001-0.5: failed: {failed.note}" in (tmp_path / "log").read_text()
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert escape(failed.note) in page and "1 of 2 not done" in page
+    assert [row["run"] for row in sweep_rows(tmp_path)] == ["s/ (sweep)"]
 
 
 def searches(driver: int) -> list[psutil.Process]:
