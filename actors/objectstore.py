@@ -122,7 +122,7 @@ def reason_of(message: str) -> str:
     """One sentence of a native message, which may be a page long."""
     line = " ".join(message.split())
     detail = (re.search(r"Details: (.{1,120}?)(?::? Could not|$)", line) or re.search(r"(AWS Error .{1,160})", line)
-              or re.match(r"(.{1,160})", line))
+              or re.search(r"google::cloud::Status\((\w+)", line) or re.match(r"(.{1,160})", line))
     for pattern, what, remedy in REASONS:
         if re.search(pattern, message, re.IGNORECASE):
             return f"{what} ({detail[1] if detail else line}); {remedy}"

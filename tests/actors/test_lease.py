@@ -88,13 +88,12 @@ def test_a_silent_holder_is_replaced_and_finds_out(folder: ObjectPath, caplog: p
     successor.release()
 
 
-def test_a_claim_of_another_machine_ends_by_silence_only(folder: ObjectPath) -> None:
+def test_a_claim_of_another_machine_is_not_judged_by_its_number(folder: ObjectPath) -> None:
     elsewhere = folder / "lease" / "elsewhere.json"
     elsewhere.write_bytes(json.dumps({"owner": "lab-7, process 1", "pid": 1, "pids_of": "another boot"}).encode())
     with pytest.raises(HeldError, match="lab-7, process 1"):
         Lease.claim(folder, patience_s=0.0)
     assert matching(folder / "lease", "*.json") == [elsewhere]       # nothing of the refused one is left
-    Lease.claim(folder, heartbeat_s=1.0, silent_s=2.0).release()
 
 
 def test_never_two_at_once(folder: ObjectPath, caplog: pytest.LogCaptureFixture) -> None:
@@ -103,7 +102,7 @@ def test_never_two_at_once(folder: ObjectPath, caplog: pytest.LogCaptureFixture)
     inside, most, held = [0], [0], [0]
 
     def work() -> None:
-        until = time.monotonic() + 2.0
+        until = time.monotonic() + 1.2
         while time.monotonic() < until:
             try:
                 lease = Lease.claim(folder, patience_s=0.0)
