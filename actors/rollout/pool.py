@@ -33,7 +33,7 @@ from searchspaces.space import Tokens
 log = logging.getLogger(__name__)
 
 TARGET_CALL_S = 0.1  # cheap rows travel together until a call lasts this long; its round trip is about 1 ms
-MAX_CALLS_PER_S = 250  # of all workers together: with more of them calls last longer, or the driver does nothing else
+MAX_CALLS_PER_S = 125  # of all workers together, each 2 ms of the driver: with more workers calls last longer
 MAX_ROWS_PER_CALL = 256
 PREFETCH_BELOW_S = 1.0  # shorter calls get a second one queued behind them, so that the worker never waits
 

@@ -53,17 +53,23 @@ def measured_run(runs: Path) -> Path:
 def copied(runs: Path, name: str, evaluations: int, workers: int) -> Path:
     folder = runs / name
     shutil.copytree(measured_run(runs), folder)
+    ask(folder, evaluations, workers)
+    return folder
+
+
+def ask(folder: Path, evaluations: int, workers: int) -> None:
     raw = yaml.safe_load((folder / "config.yaml").read_text())
     raw["search"]["evaluations"], raw["accuracy"]["workers"] = evaluations, workers
     (folder / "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    return folder
 
 
 # --- a long run ----------------------------------------------------------------------------------------------------
 
 
-def fill(store: RunStore, count: int) -> None:
-    """Random networks with made-up accuracies, in parts of a few rows."""
+def fill(folder: Path, count: int) -> None:
+    """Random networks with made-up accuracies, recorded a few at a time."""
+    store = RunStore(folder)
+    store.lock()
     space = make_space("mobilenetv3-s16", classes=10, channels=1, options={})
     rng = np.random.default_rng(0)
     rows_NT = np.unique(space.sample_uniform(rng, int(1.2 * count) + 100), axis=0)
@@ -81,14 +87,15 @@ def fill(store: RunStore, count: int) -> None:
 def long_run(runs: Path, count: int) -> None:
     folder = runs / f"trials-{count}"
     if not folder.exists():
-        store = RunStore(copied(runs, folder.name, count + 20, 2))
-        store.lock()
-        fill(store, count)
+        fill(copied(runs, folder.name, count + 20, 2), count)
     print(f"{count:,} trials lie in {len(list((folder / 'trials').glob('part-*')))} parts")
-    for what, goal_s, wall_s, cpu_s in (("report", 20, *timed(command("report", folder.name, "--runs", str(runs)))),
-                                        ("resume to its first evaluation", 20, *first_trial(runs, folder.name, 0.0))):
-        print(f"{what} of {count:,} trials: goal {goal_s} s, ours {wall_s:.1f} s, of which {cpu_s:.1f} s are the "
-              f"driver's processor time (load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores)", flush=True)
+    tell("report", count, *timed(command("report", folder.name, "--runs", str(runs))))
+    tell("resume to its first evaluation", count, *first_trial(runs, folder.name, 0.0))
+
+
+def tell(what: str, count: int, wall_s: float, cpu_s: float) -> None:
+    print(f"{what} of {count:,} trials: goal 20 s, ours {wall_s:.1f} s, {cpu_s:.1f} s of them processor time (load "
+          f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} cores)", flush=True)
 
 
 def timed(arguments: list[str]) -> tuple[float, float]:
@@ -104,10 +111,13 @@ def _children_s() -> float:
 
 
 def first_trial(runs: Path, name: str, sleep_s: float) -> tuple[float, float]:
-    """Of a run driven by the farm on a Ray of its own: until a trial more than before is there."""
-    lines = farm(runs, name, "local", sleep_s)
-    first = next(line for line in lines if line["trials"] > lines[0]["trials"] or "done" in line)
-    return float(first["s"]), float(first.get("cpu_s", lines[-2]["cpu_s"]))
+    """Of a run that gets 20 evaluations more, driven by the farm on a Ray of its own: until the first is recorded."""
+    store = RunStore(runs / name)
+    store.update_state(stage=Stage.SEARCH.value)    # an earlier benchmark may have ended it
+    recorded = store.trials.rows
+    ask(runs / name, recorded + 20, 2)
+    first = next(line for line in farm(runs, name, "local", sleep_s) if line["trials"] > recorded)
+    return float(first["s"]), float(first["cpu_s"])
 
 
 # --- many workers ----------------------------------------------------------------------------------------------------

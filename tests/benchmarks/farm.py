@@ -60,20 +60,22 @@ def drive(runs: Path, name: str, sleep_s: float) -> None:
     folders: list[RunStore] = []
     opened = search._opened
     search._opened = lambda: (folders.append(opened()), folders[-1])[1]  # type: ignore[method-assign]
-    driver, first = psutil.Process(), 0.0
+    driver = psutil.Process()
 
     def look() -> None:
-        nonlocal first
+        first, before = 0.0, -1
         while True:
             rows = folders[0].trials.rows if folders else 0
-            first = first or (time.time() - BEGUN_S if rows else 0.0)
+            before = before if before >= 0 or not folders else rows
+            first = first or (time.time() - BEGUN_S if rows > before >= 0 else 0.0)
             print(json.dumps({"s": time.time() - BEGUN_S, "trials": rows, "cpu_s": sum(driver.cpu_times()[:2]),
                               "rss_mb": driver.memory_info().rss / 1e6, "first_s": first}), flush=True)
-            time.sleep(LOOK_S if rows else 0.1)
+            time.sleep(LOOK_S if first and time.time() - BEGUN_S > first + LOOK_S else 0.1)
 
     threading.Thread(target=look, daemon=True).start()
     search.run(until=Stage.DELIVER)
-    print(json.dumps({"done": True, "s": time.time() - BEGUN_S, "trials": folders[0].trials.rows}), flush=True)
+    print(json.dumps({"done": True, "s": time.time() - BEGUN_S, "trials": folders[0].trials.rows,
+                      "cpu_s": sum(driver.cpu_times()[:2])}), flush=True)
 
 
 if __name__ == "__main__":

@@ -111,10 +111,17 @@ def search(nodes: Nodes, folder: Path, name: str, controller: str, rng: random.R
     if codes[0] != 0:
         codes.append(_drive(nodes, folder, name, ["resume", name], [], random.Random(0), most=0))
     trials = RunStore(folder / "runs" / name).read_trials() if (folder / "runs" / name).exists() else []
+    wanted = int(yaml.safe_load(config_of(controller, 0))["search"]["evaluations"])
     return {"name": name, "controller": controller, "killed": killed, "codes": codes, "s": round(time.time() - began),
-            "trials": len(trials), "failed": sum(bool(trial.error) for trial in trials),
+            "trials": len(trials), "missing": max(0, wanted - len(trials)),
+            "failed": sum(bool(trial.error) for trial in trials),
             "doubled": len(trials) - len({trial.arch_id for trial in trials}),
             "lost": sum(trial.sequence != i for i, trial in enumerate(trials)), "load": os.getloadavg()[0]}
+
+
+def earlier(progress: Path) -> list[dict[str, Any]]:
+    """Searches of a campaign that was stopped."""
+    return [json.loads(line) for line in progress.read_text().splitlines()] if progress.exists() else []
 
 
 def _drive(nodes: Nodes, folder: Path, name: str, arguments: list[str], killed: list[tuple[float, str]],
@@ -160,7 +167,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         of_it = [row for row in rows if row["controller"] == controller]
         print(f"  {controller:10s} {len(of_it):3d} searches, {sum(len(row['killed']) for row in of_it):3d} kills, "
               f"{sum(row['trials'] for row in of_it)} trials")
-    for what in ("lost", "doubled", "failed"):
+    for what in ("missing", "lost", "doubled", "failed"):
         print(f"trials {what}: goal 0, ours {sum(row[what] for row in rows)}")
     person = [row["name"] for row in rows if row["codes"][0] != 0]
     print(f"searches that needed a person: goal 0, ours {len(person)} {' '.join(person)}")
@@ -176,7 +183,7 @@ def main() -> None:
     folder = arguments.folder.resolve()
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     progress = folder / "kills.jsonl"
-    rows = [json.loads(line) for line in progress.read_text().splitlines()] if progress.exists() else []
+    rows = earlier(progress)
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}     # of the nodes too
     nodes = Nodes()
     try:
