@@ -4,7 +4,7 @@
         [--workers 64 128 256] [--evaluations 20000] [--sleep-s 0.05] [--kills 200]
 
 `trials`: `report`, and `resume` up to its first evaluation, of a run with so many trials. `throughput`: a search whose
-evaluations sleep, on a cluster of four simulated nodes (tests/benchmarks/farm.py): its share of workers / sleep, the
+evaluations sleep, on a cluster of four simulated nodes (tests/benchmarks/sleepers.py): its share of workers / sleep, the
 driver's processor time for a trial, its memory against the trials, and the seconds from the command to the first trial.
 `kills`: tests/benchmarks/kills.py.
 
@@ -111,21 +111,21 @@ def _children_s() -> float:
 
 
 def first_trial(runs: Path, name: str, sleep_s: float) -> tuple[float, float]:
-    """Of a run that gets 20 evaluations more, driven by the farm on a Ray of its own: until the first is recorded."""
+    """Of a run that gets 20 evaluations more, driven by sleeping workers on a Ray of its own: until the first is recorded."""
     store = RunStore(runs / name)
     store.update_state(stage=Stage.SEARCH.value)    # an earlier benchmark may have ended it
     recorded = store.trials.rows
     ask(runs / name, recorded + 20, 2)
-    first = next(line for line in farm(runs, name, "local", sleep_s) if line["trials"] > recorded)
+    first = next(line for line in sleepers(runs, name, "local", sleep_s) if line["trials"] > recorded)
     return float(first["s"]), float(first["cpu_s"])
 
 
 # --- many workers ----------------------------------------------------------------------------------------------------
 
 
-def farm(runs: Path, name: str, address: str, sleep_s: float) -> list[dict[str, Any]]:
+def sleepers(runs: Path, name: str, address: str, sleep_s: float) -> list[dict[str, Any]]:
     """Looks at the driver of this run, from its start to the end of its search."""
-    done = subprocess.run([sys.executable, "-m", "tests.benchmarks.farm", str(runs), name, address, str(sleep_s)],
+    done = subprocess.run([sys.executable, "-m", "tests.benchmarks.sleepers", str(runs), name, address, str(sleep_s)],
                           cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=FIGURE_S, check=True)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
@@ -133,7 +133,7 @@ def farm(runs: Path, name: str, address: str, sleep_s: float) -> list[dict[str, 
 def throughput(runs: Path, workers: int, evaluations: int, sleep_s: float) -> None:
     from ray.cluster_utils import Cluster
 
-    name = f"farm-{workers}-{evaluations}"
+    name = f"sleepers-{workers}-{evaluations}"
     file = runs / f"{name}.json"
     if not file.exists():
         shutil.rmtree(runs / name, ignore_errors=True)
@@ -143,7 +143,7 @@ def throughput(runs: Path, workers: int, evaluations: int, sleep_s: float) -> No
         try:
             for _ in range(NODES):
                 cluster.add_node(num_cpus=-(-workers // NODES), object_store_memory=100 * 2**20)
-            lines = farm(runs, name, cluster.address, sleep_s)
+            lines = sleepers(runs, name, cluster.address, sleep_s)
         finally:
             cluster.shutdown()
         file.write_text(json.dumps({"load": os.getloadavg()[0], "lines": lines}))

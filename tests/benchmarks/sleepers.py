@@ -1,6 +1,6 @@
 """The driver of a search whose evaluations sleep: what tests/benchmarks/cluster.py starts and measures.
 
-    python -m tests.benchmarks.farm RUNS NAME ADDRESS SLEEP_S
+    python -m tests.benchmarks.sleepers RUNS NAME ADDRESS SLEEP_S
 
 The run has been measured already, and its section `accuracy` says how many trainers there are. All is real but the
 workers' processes: they hold no torch, so that hundreds fit on one machine, and sleep where others would train. Prints
