@@ -4,7 +4,7 @@
         [--workers 64 128 256] [--evaluations 20000] [--sleep-s 0.05] [--kills 200]
 
 `trials`: `report`, and `resume` up to its first evaluation, of a run with so many trials. `throughput`: a search whose
-evaluations sleep, on a cluster of four simulated nodes (tests/benchmarks/sleepers.py): its share of workers / sleep, the
+evaluations sleep, on a cluster of four simulated nodes (sleepers.py here): its share of workers / sleep, the
 driver's processor time for a trial, its memory against the trials, and the seconds from the command to the first trial.
 `kills`: tests/benchmarks/kills.py.
 
@@ -111,7 +111,7 @@ def _children_s() -> float:
 
 
 def first_trial(runs: Path, name: str, sleep_s: float) -> tuple[float, float]:
-    """Of a run that gets 20 evaluations more, driven by sleeping workers on a Ray of its own: until the first is recorded."""
+    """Of a run that gets 20 evaluations more, by sleeping workers on a Ray of its own: until its first."""
     store = RunStore(runs / name)
     store.update_state(stage=Stage.SEARCH.value)    # an earlier benchmark may have ended it
     recorded = store.trials.rows
