@@ -30,6 +30,7 @@ def cluster() -> Iterator[Cluster]:
         started.shutdown()
 
 
+@pytest.mark.alone      # its process is connected to no other Ray
 @pytest.mark.slow
 def test_what_a_lost_node_held_goes_on_on_another_one(cluster: Cluster, tmp_path: Path) -> None:
     """The weights come back with their last checkpoint and end as if nothing had happened, every row comes once."""

@@ -69,10 +69,12 @@ def drive(address: str, folder: Path) -> dict[str, Any]:
 
     from orchestrator.config import ClusterSettings
     from orchestrator.record.store import RunStore
+    from orchestrator.resources import room as rooms
     from orchestrator.resources.autoscaler import autoscales
     from orchestrator.resources.room import Need, Waits, room_when_there
     from orchestrator.resources.waiting import devices_when_there
 
+    rooms.SAY_AFTER_S, rooms.LOOK_S, rooms.POLL_S = 0.0, 0.0, 0.2  # nodes of this machine may be there in no time
     store = RunStore.create(folder, "grown", "", {})
     said: list[str] = []
     during: list[dict[str, str]] = []

@@ -45,10 +45,7 @@ sys.path.insert(0, folder)
 own = own_modules(parse_config({"space": "own_space_far_away:Space"}, "test"))
 sys.path.remove(folder)  # workers get the driver's path, and must not find it there
 
-def check_reachable(address):
-    pass
-
-joining.check_reachable = check_reachable
+joining.check_reachable = joining.check_admission = lambda address: None
 with joining.connected(None, "local", own=own):
     @ray.remote
     def where():

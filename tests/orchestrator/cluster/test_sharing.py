@@ -47,7 +47,7 @@ def can_hide(folder: Path) -> bool:
         ["bash", "-c", f"{HIDES.format(folder)} true"], capture_output=True, timeout=60).returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_node_with_another_folder_of_that_name(tmp_path: Path, s3: Server) -> None:
     hidden, shared = tmp_path / "hidden", tmp_path / "shared"
     for folder in (hidden, shared):

@@ -176,8 +176,9 @@ def stop_at_the_first_file(config: Config, runs: Path) -> None:
     search, make = Search(config, runs=runs, name="run", console=Console(quiet=True)), FixedHandOver._made
 
     def made(handover: FixedHandOver, candidate: Candidate, budget_ms: float) -> dict[str, Any]:
+        complete = make(handover, candidate, budget_ms)
         search.stop.set(signal.SIGTERM)
-        return make(handover, candidate, budget_ms)
+        return complete
 
     with pytest.MonkeyPatch.context() as patched, contextlib.suppress(Interrupted):
         patched.setattr(FixedHandOver, "_made", made)
@@ -193,7 +194,7 @@ def test_a_run_that_ends_while_it_compares_trains_nothing_twice(
     assert stage(run) == "compare" and len(list((run / "checkpoints" / "comparing").iterdir())) == 2
     made = {path: path.stat().st_mtime_ns for path in (run / FOLDER).iterdir()}
     epochs = {path: path.stat().st_mtime_ns for path in (run / "checkpoints" / "comparing" / "r40").iterdir()}
-    monkeypatch.setattr("orchestrator.run.stages.compare.shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.setattr("orchestrator.run.stages.compare.remove_tree", lambda *_, **__: None)
     with (tmp_path / "log").open("w") as log:
         models = Search.resume("run", runs=tmp_path, console=Console(file=log, width=80)).run()
     assert len(made) == 2 and {path: path.stat().st_mtime_ns for path in made} == made

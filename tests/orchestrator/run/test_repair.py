@@ -44,7 +44,7 @@ def new_budget(run: Path) -> str:
     return f"{sum(budgets) / len(budgets):.6f}ms"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_damaged_supernet_is_trained_again_before_the_delivery(finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "tiny"))
     newest = max((run / "checkpoints").glob("supernet-*.safetensors"))

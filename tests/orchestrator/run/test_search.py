@@ -170,7 +170,7 @@ def ray_workers(driver: int, title: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killed_actors_are_replaced(tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tiny"
     process = start("search", str(tiny), "--name", "tiny", "--runs", str(run.parent), "--set", "search.evaluations=40")
