@@ -96,7 +96,6 @@ def test_generate_refuses_what_nobody_meets(finished: Path) -> None:
     assert "'fast' is not a latency budget" in done.stderr
 
 
-@pytest.mark.slow
 def test_generate_needs_a_finished_run_and_whole_checkpoints(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "tiny")
     store = RunStore(tmp_path / "tiny")
@@ -110,7 +109,6 @@ def test_generate_needs_a_finished_run_and_whole_checkpoints(finished: Path, tmp
     assert "paretoray resume tiny" in done.stderr
 
 
-@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
     before = RunStore(finished).read_trials()
     done = paretoray("resume", "tiny", "--runs", str(finished.parent))

@@ -54,7 +54,7 @@ def part_of(driver: int, name: str) -> psutil.Process:
     return next(child for child in psutil.Process(driver).children() if child.name() == name)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_whatever_dies_the_last_line_says_how_to_resume_and_nothing_stays(tmp_path: Path, ray_local: None) -> None:
     """The raylet, the GCS and then the driver itself are killed; another Ray (ours) and a stranger in the session's
     folder are left alone."""
