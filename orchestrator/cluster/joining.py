@@ -18,6 +18,7 @@ from typing import Any
 from actors.targets.target import CPU_RESOURCE
 from orchestrator.cluster.admission import check_admission, has_token
 from orchestrator.cluster.embedded import start_embedded
+from orchestrator.cluster.jobs import JOB_CONFIG
 from orchestrator.cluster.watch import Watch
 from orchestrator.config import ClusterSettings
 from searchspaces.errors import ClusterError
@@ -82,7 +83,7 @@ def _join(address: str, own: Sequence[str]) -> None:
     if address != "auto":
         check_reachable(address)
         check_admission(address)
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    inside_job = JOB_CONFIG in os.environ
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False,
                  runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}} | ({} if inside_job else

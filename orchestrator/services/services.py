@@ -61,7 +61,7 @@ ROLLOUTS = "rollout workers"
 class Services:
     """Latency pool, supernet actor, knowledge pool and rollout pool; Ray must be initialised. `local`: Ray was started
     for this run. `check` is called during long waits and raises when the run has to stop. `share`: so many runs are to
-    find room, so this one takes its part of the cluster and of the devices."""
+    find room, so this one takes its part of the CPUs and GPUs."""
 
     def __init__(self, config: Config, space: SearchSpace, splits: Splits, preprocessing: Preprocessing,
                  store: RunStore, local: bool, check: Callable[[], None] = lambda: None, share: int = 1) -> None:
@@ -329,7 +329,7 @@ class Services:
         return total_cpus() // self._share
 
     def _offer(self) -> GpuOffer:
-        return GpuOffer.of_nodes(ray.nodes()).shared(self._share)
+        return GpuOffer.here().shared(self._share)
 
     def _spare_cpus(self) -> int:
         if self._local:
