@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import fcntl
 import weakref
-from typing import Any
+from typing import IO, Any
 
 from actors.lease import Lease
 from actors.objectpath import AnyPath, ObjectPath
@@ -23,19 +23,16 @@ class RunLock:
     def held(self) -> bool:
         return self._held is not None
 
-    def take(self, run_dir: AnyPath) -> None:
-        """StoreError where another process has it."""
+    def take(self, run_dir: AnyPath, what: str = "run") -> None:
+        """StoreError where another process has it. `what` it is the folder of."""
         if isinstance(run_dir, ObjectPath):
             self._held = Lease.claim(run_dir)
             weakref.finalize(self, self._held.release)
             return
         handle = (run_dir / FILE).open("w")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not claimed(handle):
             handle.close()
-            raise StoreError(f"run '{run_dir.name}' is being driven by another process; wait for it or stop "
-                             "it") from error
+            raise StoreError(f"{what} '{run_dir.name}' is being driven by another process; wait for it or stop it")
         self._held = handle
 
     def check(self) -> None:
@@ -49,3 +46,12 @@ class RunLock:
         elif self._held is not None:
             self._held.close()
         self._held = None
+
+
+def claimed(handle: IO[Any]) -> bool:
+    """Is the lock of this open file free, and from now on its own?"""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

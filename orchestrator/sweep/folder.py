@@ -9,7 +9,6 @@ folders, so nothing is lost with that process.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import re
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ import yaml
 
 from actors.objectpath import AnyPath, as_path
 from orchestrator.config import read_mapping
+from orchestrator.record.lock import FILE, RunLock, claimed
 from orchestrator.record.store import read_json, remove_folder, run_arguments, run_path, write_json, write_text
 from orchestrator.sweep.recorded import SETTLED, State
 from orchestrator.sweep.settings import SweepSettings, Values, parse_sweep
@@ -53,7 +53,7 @@ class SweepFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: Any = None
+        self._lock = RunLock()
         self._members: dict[str, Member] = {}
         for row in self.facts().get("searches", []):
             member = Member(**row | {"state": State(row["state"])})
@@ -106,17 +106,13 @@ class SweepFolder:
 
     def lock(self) -> None:
         """Claims the sweep for this process, until it ends."""
-        handle = (self.path / "lock").open("w")
-        if not _claimed(handle):
-            handle.close()
-            raise StoreError(f"sweep '{self.name}' is being driven by another process; wait for it or stop it")
-        self._lock = handle
+        self._lock.take(self.path, "sweep")
 
     def discard(self) -> None:
         """Removes the folder of a sweep of which no search has begun."""
         assert not self._members
         remove_folder(self.path)
-        self._lock.close()
+        self._lock.release()
 
     def add(self, *members: Member) -> None:
         """All at once, so that a killed sweep knows all of them or none."""
@@ -182,14 +178,6 @@ def resume_command(path: Path) -> str:
 def wait_until_free(run: Path, patience_s: float) -> None:
     """Until no process drives this run, at most `patience_s`: a search whose sweep was killed ends a moment later."""
     deadline = time.monotonic() + patience_s
-    with contextlib.suppress(FileNotFoundError), (run / "lock").open("r+") as handle:
-        while not _claimed(handle) and time.monotonic() < deadline:
+    with contextlib.suppress(FileNotFoundError), (run / FILE).open("r+") as handle:
+        while not claimed(handle) and time.monotonic() < deadline:
             time.sleep(POLL_S)
-
-
-def _claimed(handle: Any) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
