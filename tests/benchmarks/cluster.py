@@ -1,12 +1,14 @@
-"""Scale: long runs, many workers, and nodes that vanish.
+"""Scale: long runs, many workers, nodes that come, go and vanish.
 
-    python -m tests.benchmarks.cluster FOLDER --parts trials throughput kills [--trials 100000]
+    python -m tests.benchmarks.cluster FOLDER --parts trials throughput elastic kills [--trials 100000]
         [--workers 64 128 256] [--evaluations 20000] [--sleep-s 0.05] [--kills 200]
 
 `trials`: `report`, and `resume` up to its first evaluation, of a run with so many trials. `throughput`: a search whose
 evaluations sleep, on a cluster of four simulated nodes (sleepers.py here): its share of workers / sleep, the
 driver's processor time for a trial, its memory against the trials, and the seconds from the command to the first trial.
-`kills`: tests/benchmarks/kills.py.
+`elastic`: a head of one CPU under Ray's autoscaler, asked at once for a device, a phone, a GPU, the supernet's ranks
+and rollout workers: until everything is there, and until the head is alone again (idle nodes leave after 6 s). `kills`:
+tests/benchmarks/kills.py.
 
 Every figure stands beside the load of the machine and, where there is one, its goal. FOLDER keeps the runs, so that a
 part that is done is not done again; remove FOLDER/runs/NAME to repeat one.
@@ -19,6 +21,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,8 @@ from orchestrator.config import parse_config
 from orchestrator.record.store import RunStore, Trial
 from orchestrator.run.search import Search, Stage
 from searchspaces.catalogue import make_space
+from tests.orchestrator.cluster.autoscaling import autoscaling_cluster
+from tests.orchestrator.cluster.test_autoscaling import GROWING, NODE_TYPES
 from tests.orchestrator.run.test_search import ROOT, command
 
 BASE = {"seed": 3, "data": {"name": "digits", "limit": 300}, "space": "mobilenetv3-s16",
@@ -168,11 +173,24 @@ def told(found: dict[str, Any], workers: int, sleep_s: float) -> None:
               f"{middle[0]['rss_mb']:.0f} to {middle[-1]['rss_mb']:.0f} MB", flush=True)
 
 
+# --- a cluster that grows ------------------------------------------------------------------------------------------
+
+
+def elastic() -> None:
+    with (tempfile.TemporaryDirectory(prefix="auto-") as folder, tempfile.TemporaryDirectory() as run,
+          autoscaling_cluster(Path(folder), NODE_TYPES) as address):
+        done = subprocess.run([sys.executable, "-m", GROWING, address, run], cwd=ROOT, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, text=True, timeout=FIGURE_S, check=True)
+    told = [line for line in done.stderr.splitlines() if line.startswith(("grown", "shrunk"))]
+    print(f"from one node to {len(NODE_TYPES) + 1} and back: {'; '.join(told)} (load {os.getloadavg()[0]:.0f} on "
+          f"{os.cpu_count()} cores)", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--parts", nargs="*", default=["trials", "throughput"],
-                        choices=["trials", "throughput", "kills"])
+                        choices=["trials", "throughput", "elastic", "kills"])
     parser.add_argument("--trials", type=int, default=100_000)
     parser.add_argument("--workers", type=int, nargs="*", default=[64, 128, 256])
     parser.add_argument("--evaluations", type=int, default=20_000)
@@ -188,6 +206,8 @@ def main() -> None:
     if "throughput" in arguments.parts:
         for workers in arguments.workers:
             throughput(runs, workers, arguments.evaluations, arguments.sleep_s)
+    if "elastic" in arguments.parts:
+        elastic()
     if "kills" in arguments.parts:
         subprocess.run([sys.executable, "-m", "tests.benchmarks.kills", str(arguments.folder), "--kills",
                         str(arguments.kills)], cwd=ROOT, check=True)

@@ -5,7 +5,8 @@
 A head and two further nodes on this machine. One search after the other; some seconds after every sign of progress (a
 measurement, an epoch, a trial, a model) one process of the search (a rollout worker or trainer, the supernet, one of
 its ranks, a learner, the knowledge pool, a latency worker, a fine-tuning task) or one whole node dies by SIGKILL, and a
-killed node is replaced. A search that ends with an error or hangs needed a person; it is resumed once.
+killed node is replaced. How long the search then leaves nothing behind is what the kill cost: 0 to 6 s of it pass
+between signs anyway. A search that ends with an error or hangs needed a person; it is resumed once.
 FOLDER/kills.jsonl remembers every search, so that a campaign goes on where it was stopped.
 """
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import yaml
 from ray.cluster_utils import Cluster
@@ -36,13 +38,13 @@ SUPERNET = {"target": {"name": "tests.orchestrator.plugins:Weighing", "unit": 0.
             "supernet": {"epochs": 4, "batch_size": 64, "workers": 2, "parts": 2, "cpus": 1},
             "search": {"evaluations": 40, "calibration_images": 64, "rollouts": 3}}
 NARROW = {"name": "mobilenetv3-s16", "width": 0.25}
+UNAS = {"name": "unas", "warm_up": 0.25, "learning_rate": 0.1, "latency": {"samples": 6, "networks": 12}}
 CONFIGS: dict[str, dict[str, Any]] = {
     "random": SUPERNET | {"space": NARROW, "controller": "random"},
     "evolution": SUPERNET | {"space": NARROW, "controller": {"name": "evolution", "population": 8, "sample": 4}},
     "nsga2": SUPERNET | {"space": NARROW, "controller": {"name": "nsga2", "population": 8}},
     "pnag": SUPERNET | {"space": NARROW, "controller": "pnag"},
-    "unas": SUPERNET | {"space": NARROW, "controller": {"name": "unas", "warm_up": 0.25, "learning_rate": 0.1,
-                                                        "latency": {"samples": 6, "networks": 12}}},
+    "unas": SUPERNET | {"space": NARROW, "controller": UNAS, "supernet": SUPERNET["supernet"] | {"batch_size": 32}},
     "nss": SUPERNET | {"space": {"name": "expanded-s16", "width": 16, "width_bin": 8}, "budgets": {"values_ms": [10.0]},
                        "controller": {"name": "nss", "learning_rate": 0.3, "warm_up": 0.25}},
     "fnas": {"target": SUPERNET["target"]},
@@ -105,7 +107,7 @@ class Nodes:
 def search(nodes: Nodes, folder: Path, name: str, controller: str, rng: random.Random) -> dict[str, Any]:
     """One search to its end, with kills; what became of it."""
     (folder / f"{name}.yaml").write_text(config_of(controller, rng.randrange(1000)))
-    killed: list[tuple[float, str]] = []
+    killed: list[list[Any]] = []
     began = time.time()
     codes = [_drive(nodes, folder, name, ["search", str(folder / f"{name}.yaml"), "--name", name], killed, rng)]
     if codes[0] != 0:
@@ -124,9 +126,10 @@ def earlier(progress: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in progress.read_text().splitlines()] if progress.exists() else []
 
 
-def _drive(nodes: Nodes, folder: Path, name: str, arguments: list[str], killed: list[tuple[float, str]],
+def _drive(nodes: Nodes, folder: Path, name: str, arguments: list[str], killed: list[list[Any]],
            rng: random.Random, most: int = 1000) -> int:
-    """The exit code; -1 where it had to be ended because nothing happened any more."""
+    """The exit code; -1 where it had to be ended because nothing happened any more. Adds to `killed` when, what, and
+    after how many seconds there was a sign of progress again."""
     with (folder / f"{name}.log").open("a") as log:
         driver = subprocess.Popen(
             command(*arguments, "--runs", str(folder / "runs"), "--address", nodes.cluster.address), cwd=ROOT,
@@ -137,13 +140,15 @@ def _drive(nodes: Nodes, folder: Path, name: str, arguments: list[str], killed: 
             time.sleep(0.1)
             if (now := signs(folder / "runs" / name)) != seen:
                 seen, seen_s = now, time.time()
+                if killed and len(killed[-1]) == 2:
+                    killed[-1].append(round(seen_s - began - killed[-1][0], 1))
                 due_s = min(due_s, seen_s + rng.uniform(*GAP_S))
             if time.time() < due_s or len(killed) >= most:
                 continue
             nodes.refill()
             due_s = math.inf
             if kind := nodes.kill(rng):
-                killed.append((round(time.time() - began, 1), kind))
+                killed.append([round(time.time() - began, 1), kind])
                 log.write(f"--- killed a {kind} at {time.time() - began:.1f} s\n")
                 log.flush()
         nodes.refill()
@@ -161,8 +166,12 @@ def signs(run: Path) -> tuple[str, ...]:
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    kinds = Counter(kind for row in rows for _, kind in row["killed"])
-    print(f"{sum(kinds.values())} kills in {len(rows)} searches: " + ", ".join(f"{n} {k}" for k, n in kinds.items()))
+    kinds = Counter(kind for row in rows for _, kind, *_ in row["killed"])
+    print(f"{sum(kinds.values())} kills in {len(rows)} searches; seconds until the next sign of progress:")
+    for kind, count in kinds.most_common():
+        quiet_s = [kill[2] for row in rows for kill in row["killed"] if kill[1] == kind and len(kill) > 2]
+        cost = f"median {np.median(quiet_s):.1f}, longest {max(quiet_s):.1f} ({len(quiet_s)})" if quiet_s else ""
+        print(f"  {count:3d} {kind:20s} {cost}")
     for controller in dict.fromkeys(row["controller"] for row in rows):
         of_it = [row for row in rows if row["controller"] == controller]
         print(f"  {controller:10s} {len(of_it):3d} searches, {sum(len(row['killed']) for row in of_it):3d} kills, "
