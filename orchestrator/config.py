@@ -199,6 +199,8 @@ class DeliverySettings(Section):
                                                            "default 10 where they are retrained from scratch")
     fine_tune_epochs: int = Field(10, ge=0, le=100_000, description="from the supernet's weights (accuracy: supernet)")
     fine_tune_learning_rate: float = Field(0.05, gt=0, le=100, description="peak of its cosine schedule")
+    fine_tuned: int = Field(1, ge=1, le=100, description="alternatives per budget that are fine-tuned, of which "
+                                                         "validation chooses")
     retrain_epochs: int = Field(60, ge=1, le=100_000, description="from scratch, of all alternatives (other accuracy "
                                                                   "sources)")
     retrain_time_out_s: float = Field(86400.0, gt=0, le=DAYS_30_S, description="longest wait for one retraining")

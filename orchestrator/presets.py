@@ -22,9 +22,9 @@ FROM_TRAINED: Mapping[str, Settings] = {
     "quick": {"supernet": {"epochs": 3, "teacher": 0.25}, "search": {"evaluations": 60},
               "latency": {"initial": 30, "maximum": 60}, "delivery": {"alternatives": 3, "fine_tune_epochs": 4}},
     "standard": {"supernet": {"epochs": 8, "teacher": 0.25}, "search": {"evaluations": 150},
-                 "delivery": {"alternatives": 4, "fine_tune_epochs": 10}},
+                 "delivery": {"alternatives": 4, "fine_tune_epochs": 10, "fine_tuned": 2}},
     "long": {"supernet": {"epochs": 25, "teacher": 0.25}, "search": {"evaluations": 300},
-             "delivery": {"fine_tune_epochs": 30}},
+             "delivery": {"fine_tune_epochs": 30, "fine_tuned": 3}},
 }
 
 

@@ -1,6 +1,7 @@
 """What a hand-over chooses from, and what it hands over: one entry per budget in generated.json."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -60,6 +61,25 @@ def shortlist(budgets_ms: Sequence[float], candidates: Sequence[Candidate],
               settings: DeliverySettings) -> list[list[Candidate]]:
     """Per budget the candidates that are tried for it, most promising first."""
     return [ranked_under(budget_ms, candidates, settings.margin)[:settings.alternatives] for budget_ms in budgets_ms]
+
+
+def contenders(budget_ms: float, candidates: Sequence[Candidate], settings: DeliverySettings,
+               images: int) -> list[Candidate]:
+    """The shortlist of a budget where `settings.fine_tuned` of it are trained, of which validation chooses.
+
+    Behind the most accurate comes the slowest of those that `images` validation images cannot tell from it (one
+    standard error): weights that are shared favour neither, and of equals the larger network gains more by a training
+    of its own.
+    """
+    ranked = ranked_under(budget_ms, candidates, settings.margin)
+    if settings.fine_tuned > 1 and ranked:
+        best, limit_ms = ranked[0], budget_ms * (1 - settings.margin)
+        error = math.sqrt(max(0.0, best.accuracy * (1 - best.accuracy)) / images)
+        equals = [c for c in ranked if c.accuracy >= best.accuracy - error and c.latency_ms <= limit_ms]
+        slowest = max(equals, key=lambda c: c.latency_ms, default=best)
+        ranked = [best, *(c for c in ranked if c is slowest and c is not best),
+                  *(c for c in ranked if c is not best and c is not slowest)]
+    return ranked[:settings.alternatives]
 
 
 def in_order(chosen: Sequence[Candidate], arch_ids: Sequence[str], limit_ms: float) -> list[Candidate]:

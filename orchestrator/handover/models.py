@@ -29,7 +29,7 @@ from actors.objectpath import AnyPath, matching
 from actors.targets.target import LatencySample
 from orchestrator.config import DeliverySettings
 from orchestrator.controllers.controller import Answer
-from orchestrator.handover.delivered import Candidate, Delivered, in_order, ranked_under, shortlist
+from orchestrator.handover.delivered import Candidate, Delivered, contenders, in_order, ranked_under, shortlist
 from orchestrator.handover.exported import as_pixels, check_parity, described_input, file_accuracy
 from orchestrator.record.goals import Goal
 from orchestrator.record.store import read_json, write_atomically, write_json
@@ -144,9 +144,9 @@ class HandOver:
     def deliver(self, budgets_ms: Sequence[float], candidates: Sequence[Candidate]) -> Iterator[Delivered]:
         """One entry per budget, in ascending order.
 
-        Each budget's best candidate is trained and measured; then every budget gets the most accurate (validation) of
-        all models of this run that meet it. So a larger budget never gets a worse model, and a file that came out
-        faster than the budget it was made for serves the smaller one.
+        Each budget's best candidates (`delivery.fine_tuned` of them) are trained and measured; then every budget gets
+        the most accurate (validation) of all models of this run that meet it. So a larger budget never gets a worse
+        model, and a file that came out faster than the budget it was made for serves the smaller one.
         """
         self._train_first_choices(budgets_ms, candidates)
         too_slow = {budget_ms: self._make_one(budget_ms, candidates) for budget_ms in sorted(budgets_ms)}
@@ -159,25 +159,33 @@ class HandOver:
                                 budgets_ms=self.goal.budgets_at(budget_ms))
 
     def _make_one(self, budget_ms: float, candidates: Sequence[Candidate]) -> list[float]:
-        """Makes models until one meets the budget; returns the latencies (ms) of those before it."""
+        """Makes models until as many as are wanted meet the budget; returns the latencies (ms) of those that do not."""
         too_slow: list[float] = []
-        for candidate in shortlist([budget_ms], candidates, self.settings)[0]:
+        met = 0
+        for candidate in self._contenders(budget_ms, candidates):
             try:
                 latency_ms = self._latency_ms(self._model(candidate, budget_ms))
             except EvaluationError as error:
                 log.warning("%s; trying the next candidate for %.4g ms", error, budget_ms)
                 continue
-            if latency_ms <= budget_ms:
+            met += latency_ms <= budget_ms
+            if met == self.settings.fine_tuned:
                 break
+            if latency_ms <= budget_ms:
+                continue
             too_slow.append(latency_ms)
             log.info("exported %s is slower than %.4g ms; trying the next candidate", candidate.arch_id, budget_ms)
         return too_slow
 
+    def _contenders(self, budget_ms: float, candidates: Sequence[Candidate]) -> list[Candidate]:
+        return contenders(budget_ms, candidates, self.settings, len(self.splits.val))
+
     def _train_first_choices(self, budgets_ms: Sequence[float], candidates: Sequence[Candidate]) -> None:
         """Whatever the others turn out to be, these are made: so they may be trained before any is measured."""
         made = {known["arch_id"] for _, known in self._made_before()}
-        firsts = {chosen[0].arch_id: chosen[0].tokens for chosen in shortlist(budgets_ms, candidates, self.settings)
-                  if chosen and chosen[0].arch_id not in made}
+        firsts = {chosen.arch_id: chosen.tokens for budget_ms in budgets_ms
+                  for chosen in self._contenders(budget_ms, candidates)[:self.settings.fine_tuned]
+                  if chosen.arch_id not in made}
         if firsts:
             self.bench.train_ahead(np.stack(list(firsts.values())))
 

@@ -62,7 +62,7 @@ class Delivery:
     def _models(self, handover: HandOver, budgets_ms: Sequence[float], answers: Sequence[Sequence[Answer]],
                 retrained: Callable[[], None] | None) -> Iterator[Delivered]:
         options, candidates = measured_candidates(handover, self.answers, budgets_ms, answers,
-                                                  fallbacks(self.store, self.space, self.goal))
+                                                  self._for_any_budget())
         wanted = sorted(zip(budgets_ms, options, strict=True), key=lambda pair: pair[0])
         for group in ([wanted] if retrained else [[pair] for pair in wanted]):
             chosen = self._finalists(handover, group, candidates)
@@ -78,8 +78,16 @@ class Delivery:
                  if entry.feasible and entry.target == self.goal.label]
         if set(self.goal.targets) <= set(look_ups(self.config)):
             known += [trial.tokens for trial in self.store.read_trials() if not trial.error]
-        extra_NT = np.array([*fallbacks(self.store, self.space, self.goal), *known], dtype=np.int8)
+        extra_NT = np.array([*self._for_any_budget(), *known], dtype=np.int8)
         return architectures(handover, budgets_ms, handover.candidates(answers, extra_NT), self._test_accuracies)
+
+    def _for_any_budget(self) -> Tokens:
+        """What was reachable before anybody searched: the ends of the latency range, and the network whose weights the
+        supernet started from at every resolution."""
+        ends_NT = fallbacks(self.store, self.space, self.goal)
+        if self.config.supernet.start is None or self.config.accuracy.source != "supernet":
+            return ends_NT
+        return np.concatenate([ends_NT, largest_at_each_resolution(self.space)])
 
     def _test_accuracies(self, tokens_NT: Tokens) -> list[float | None]:
         """Of architectures that nobody trains: what a table says."""
@@ -119,6 +127,16 @@ def fallbacks(store: RunStore, space: SearchSpace, goal: Goal) -> Tokens:
     fastest = [min((row for row in rows if row["target_id"] == target_state(store, label)["target_id"]),
                    key=lambda row: float(row["latency_ms"]))["tokens"] for label in goal.targets]
     return space.canonical(np.concatenate([space.extremes(), np.array(fastest, dtype=np.int8)]))
+
+
+def largest_at_each_resolution(space: SearchSpace) -> Tokens:
+    """int8[R, T]; a single row where resolution is not searched."""
+    rows = [space.extremes()[1]]
+    for position, choice in enumerate(space.choices):
+        if choice.name == "resolution":
+            there_T = np.arange(len(space.choices)) == position
+            rows = [np.where(there_T, value, rows[0]) for value in range(len(choice.values))]
+    return space.canonical(np.stack(rows).astype(np.int8))
 
 
 def slowest_ms(store: RunStore, goal: Goal) -> float:

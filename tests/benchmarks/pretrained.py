@@ -1,7 +1,7 @@
 """What a search from ImageNet weights gives beside what a user would fine-tune instead, on CIFAR-10.
 
     python -m tests.benchmarks.pretrained [--images 5000] [--seeds 1] [--epochs 2] [--fine-tune-epochs 6]
-        [--resolutions 32 48 64 80 96 112 128] [--parts search scratch ranks] [--folder DIR]
+        [--resolutions 32 48 64 80 96 112 128 144] [--parts search scratch ranks] [--folder DIR]
 
 Six budgets lie in equal ratios between the measured latencies of EfficientNet-Lite0 at 32 and at 128 px (onnx_cpu).
 
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                           ("--evaluations", 100)):
         parser.add_argument(name, type=int, default=default)
     parser.add_argument("--held-out", type=float, default=0.15, help="share of the images to choose by")
-    parser.add_argument("--resolutions", nargs="+", type=int, default=[32, 48, 64, 80, 96, 112, 128])
+    parser.add_argument("--resolutions", nargs="+", type=int, default=[32, 48, 64, 80, 96, 112, 128, 144])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=["search"])
     data = Path(os.environ.get("PARETORAY_SHARED", "../shared/data"))
     parser.add_argument("--data", type=Path, default=data / "cifar10")

@@ -17,7 +17,7 @@ from actors.targets.target import LatencySample
 from configs.own_space import PlainCnn
 from orchestrator.config import DeliverySettings
 from orchestrator.controllers.controller import Answer
-from orchestrator.handover.delivered import Candidate, ranked_under
+from orchestrator.handover.delivered import Candidate, contenders, ranked_under
 from orchestrator.handover.exported import check_parity, file_accuracy
 from orchestrator.handover.models import HandOver
 from orchestrator.record.goals import Goal
@@ -165,6 +165,23 @@ def test_a_file_faster_than_measured_before_serves_the_smaller_budget_too(tmp_pa
     made = list(handover(bench, tmp_path / "two").deliver([1.5, 2.5], [worse, better]))
     assert [entry.arch_id for entry in made] == [better.arch_id] * 2
     assert len(bench.trained) == 2
+
+
+def test_of_equals_the_slowest_is_fine_tuned_too_and_validation_chooses(tmp_path: Path) -> None:
+    found = candidates([1, 2, 3, 4], [0.525, 0.53, 0.521, 0.9])
+    names, two = [c.arch_id for c in found], DeliverySettings(fine_tuned=2)
+    # One standard error of 0.53 is 0.00998 on 2,500 images, 0.0079 on 4,000; under 3.05 ms, 3 ms are within the margin.
+    for budget_ms, images, order in ((3.5, 2500, [1, 2, 0]), (3.5, 4000, [1, 0, 2]), (3.05, 2500, [1, 0, 2])):
+        assert [c.arch_id for c in contenders(budget_ms, found, two, images)] == [names[i] for i in order]
+    assert [c.arch_id for c in contenders(3.5, found, DeliverySettings(), 2500)] == [names[i] for i in (1, 0, 2)]
+    assert contenders(0.5, found, two, 2500) == []
+    bench = Bench({}, ids([1, 2, 3, 4]))
+    maker = handover(bench, tmp_path)
+    maker.settings = maker.settings.model_copy(update={"fine_tuned": 2})
+    entry = next(iter(maker.deliver([3.5], found)))
+    assert bench.ahead == bench.trained == [names[1], names[2]]     # twelve images tell nothing
+    made = [json.loads(path.read_text())["accuracy"]["validation"] for path in (tmp_path / "models").glob("*.json")]
+    assert len(made) == 2 and entry.accuracy == max(made)
 
 
 def test_finalists_are_each_budgets_best_ranked_by_their_final_weights(tmp_path: Path) -> None:
