@@ -1,6 +1,6 @@
 """What a search from ImageNet weights gives beside what a user would fine-tune instead, on CIFAR-10.
 
-    python -m tests.benchmarks.pretrained [--images 5000] [--seeds 1] [--epochs 2] [--fine-tune-epochs 6]
+    python -m tests.benchmarks.pretrained [--images 5000] [--seeds 1] [--first-seed 0] [--epochs 2] [--fine-tune-epochs 6]
         [--resolutions 32 48 64 80 96 112 128 144] [--parts search scratch ranks] [--folder DIR]
 
 Six budgets lie in equal ratios between the measured latencies of EfficientNet-Lite0 at 32 and at 128 px (onnx_cpu).
@@ -203,8 +203,8 @@ PARTS: dict[str, Callable[[argparse.Namespace, int], None]] = {"search": search,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("--images", 5000), ("--seeds", 1), ("--epochs", 2), ("--fine-tune-epochs", 6),
-                          ("--evaluations", 100)):
+    for name, default in (("--images", 5000), ("--seeds", 1), ("--first-seed", 0), ("--epochs", 2),
+                          ("--fine-tune-epochs", 6), ("--evaluations", 100)):
         parser.add_argument(name, type=int, default=default)
     parser.add_argument("--held-out", type=float, default=0.15, help="share of the images to choose by")
     parser.add_argument("--resolutions", nargs="+", type=int, default=[32, 48, 64, 80, 96, 112, 128, 144])
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("/tmp/pretrained"))
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         for part in options.parts:
             PARTS[part](options, seed)
 
