@@ -1,7 +1,7 @@
 """What a search from ImageNet weights gives beside what a user would fine-tune instead, on CIFAR-10.
 
-    python -m tests.benchmarks.pretrained [--images 5000] [--seeds 1] [--first-seed 0] [--epochs 2] [--fine-tune-epochs 6]
-        [--resolutions 32 48 64 80 96 112 128 144] [--parts search scratch ranks] [--folder DIR]
+    python -m tests.benchmarks.pretrained [--images 5000] [--seeds 1] [--first-seed 0] [--epochs 2]
+        [--fine-tune-epochs 6] [--resolutions 32 48 64 80 96 112 128 144] [--parts search scratch ranks] [--folder DIR]
 
 Six budgets lie in equal ratios between the measured latencies of EfficientNet-Lite0 at 32 and at 128 px (onnx_cpu).
 
