@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from actors.objectpath import AnyPath, ObjectPath, address_of, as_path
 from orchestrator.config import Config, load_config
 from orchestrator.handover.delivered import Delivered
-from orchestrator.record.store import TRIAL_SCHEMA, find_run, read_parts
+from orchestrator.record.partfolder import read_parts
+from orchestrator.record.store import TRIAL_SCHEMA, find_run
 from orchestrator.report.data import RunView, read_run
 from searchspaces.errors import StoreError
 

@@ -12,7 +12,8 @@ import pytest
 
 import paretoray
 from orchestrator.handover.delivered import Delivered
-from orchestrator.record.store import RunStore, write_json
+from orchestrator.record.files import write_json
+from orchestrator.record.store import RunStore
 from searchspaces.errors import StoreError
 from tests.orchestrator.example_run import add_trials, example_space
 

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.handover.delivered import Delivered
-from orchestrator.record.store import RunStore, read_json, write_json
+from orchestrator.record.files import read_json, write_json
+from orchestrator.record.store import RunStore
 
 FILE, FOLDER, FIXED = "compared.json", "compared", "fixed"
 NOTHING_FITS = "no resolution fits"

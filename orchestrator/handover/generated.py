@@ -6,9 +6,10 @@ from dataclasses import asdict
 
 from orchestrator.config import Config
 from orchestrator.handover.delivered import Delivered
+from orchestrator.record.files import read_json, write_json
 from orchestrator.record.goals import read_goals
 from orchestrator.record.progress import FinalRow
-from orchestrator.record.store import RunStore, read_json, write_json
+from orchestrator.record.store import RunStore
 
 
 def record_entries(store: RunStore, entries: Sequence[Delivered], config: Config) -> None:

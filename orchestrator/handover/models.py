@@ -31,8 +31,8 @@ from orchestrator.config import DeliverySettings
 from orchestrator.controllers.controller import Answer
 from orchestrator.handover.delivered import Candidate, Delivered, contenders, in_order, ranked_under, shortlist
 from orchestrator.handover.exported import as_pixels, check_parity, described_input, file_accuracy
+from orchestrator.record.files import read_json, write_atomically, write_json
 from orchestrator.record.goals import Goal
-from orchestrator.record.store import read_json, write_atomically, write_json
 from searchspaces.errors import EvaluationError
 from searchspaces.network import GraphNetwork
 from searchspaces.onnxgraph import LOGITS, PROBABILITIES, to_onnx

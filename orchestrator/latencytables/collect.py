@@ -37,8 +37,9 @@ from orchestrator.cluster.joining import connected
 from orchestrator.cluster.ownmodules import own_modules
 from orchestrator.config import Config
 from orchestrator.interrupt import Interrupted, StopFlag
+from orchestrator.record.files import write_atomically
 from orchestrator.record.records import latency_row
-from orchestrator.record.store import LATENCY_SCHEMA, RUNS, write_atomically
+from orchestrator.record.store import LATENCY_SCHEMA, RUNS
 from orchestrator.resources.devices import local_devices
 from orchestrator.resources.waiting import devices_when_there
 from orchestrator.run.stages.measure import spread_sample

@@ -7,37 +7,28 @@ kept. Page checksums make damage detectable.
 """
 from __future__ import annotations
 
-import contextlib
-import errno
-import io
-import json
 import logging
-import os
 import shlex
-import tempfile
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from actors.objectpath import AnyPath, ObjectPath, as_path, parquet_source
-from actors.objectstore import ObjectStoreError
-from actors.wholefile import remove_tree, set_aside
+from actors.objectpath import AnyPath, ObjectPath, as_path
 from orchestrator.config import RUN_NAME
 from orchestrator.record import parts
 from orchestrator.record.events import EventLog
+from orchestrator.record.files import read_json, remove_folder, write_json, write_text
 from orchestrator.record.lock import RunLock
+from orchestrator.record.partfolder import PartFolder
 from searchspaces.errors import StoreError
 
 log = logging.getLogger(__name__)
 
 NARROW = "narrow"       # the run inside a run's folder that searched its space first
 RUNS = Path("runs")     # where run folders lie unless --runs says otherwise
-ROOM_MB = 1             # that must be free before a run begins; far less than it will need
 TRIAL_SCHEMA = pa.schema([
     ("sequence", pa.int64()), ("arch_id", pa.string()), ("tokens", pa.list_(pa.int8())), ("space_id", pa.string()),
     ("controller", pa.string()), ("accuracy", pa.float64()), ("accuracy_source", pa.string()),
@@ -49,8 +40,6 @@ TRIAL_SCHEMA = pa.schema([
                                       ("latency_ms", pa.float64()), ("source", pa.string())]))),
     ("proposed_for", pa.string()),
 ])
-# Columns of trials that runs of earlier versions lack; they read as null.
-ADDED = frozenset({"details", "latencies", "proposed_for"})
 LATENCY_SCHEMA = pa.schema([
     ("arch_id", pa.string()), ("tokens", pa.list_(pa.int8())), ("target_id", pa.string()),
     ("latency_ms", pa.float64()), ("predicted_ms", pa.float64()), ("reference_ms", pa.float64()),
@@ -93,182 +82,6 @@ class Trial:
     details: str | None = None
     latencies: tuple[Mapping[str, Any], ...] | None = None
     proposed_for: str | None = None
-
-
-@contextlib.contextmanager
-def write_atomically(path: AnyPath) -> Iterator[Path | Upload]:
-    """Yields a temporary path; on success it is flushed and renamed to `path`, on failure removed (StoreError). For an
-    object store it yields what is uploaded on success."""
-    if isinstance(path, ObjectPath):
-        upload = Upload()
-        yield upload
-        path.write_bytes(upload.getvalue())
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error, "everything recorded so far is kept; free some space first") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-class Upload(io.BytesIO):
-    """In memory, written to as a path is."""
-
-    def write_bytes(self, content: bytes) -> None:
-        self.write(content)
-
-    def write_text(self, text: str) -> None:
-        self.write(text.encode())
-
-
-def _unwritable(path: AnyPath, error: OSError, advice: str) -> StoreError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return StoreError(f"{'the disk is full' if full else 'cannot write'} while writing {path} ({error}); {advice}")
-
-
-def check_writable(folder: AnyPath) -> None:
-    """StoreError where a run could not be written to this folder, which need not exist yet. Leaves nothing behind."""
-    try:
-        if isinstance(folder, ObjectPath):
-            probe = folder / f"probe-{uuid.uuid4().hex}"
-            probe.write_bytes(b"")
-            return probe.unlink()
-        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        with tempfile.TemporaryFile(dir=existing) as file:
-            file.write(bytes(ROOM_MB * 10**6))
-            file.flush()
-            os.fsync(file.fileno())
-    except ObjectStoreError:
-        raise
-    except OSError as error:
-        raise _unwritable(folder, error, "free some space, correct the folder's permissions or choose another --runs "
-                                         "folder") from error
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: AnyPath, text: str) -> None:
-    with write_atomically(path) as temporary:
-        temporary.write_text(text)
-
-
-def write_json(path: AnyPath, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
-
-
-def read_json(path: AnyPath) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise StoreError(f"{path} does not exist; is this a run folder?") from None
-    except ObjectStoreError:
-        raise
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); restore it or start a new run") from error
-
-
-class PartFolder:
-    """Append-only table of Parquet parts `part-<first row number>.parquet`, rows in order of appending.
-
-    One writer at a time. `append` returns after the rows are on disk; now and then it merges parts, which readers need
-    not know (parts.py). Opening it checks every part once. `check` is called before writing and may raise.
-    """
-
-    def __init__(self, folder: AnyPath, schema: pa.Schema, check: Callable[[], None] = lambda: None) -> None:
-        self.folder = folder
-        self.schema = schema
-        self._check = check
-        folder.mkdir(parents=True, exist_ok=True)
-        self._open()
-
-    def _open(self) -> None:
-        self.damaged: list[str] = []
-        self._seen = parts.listed(self.folder)
-        found, self._contained = parts.read_in_order(self.folder, self._intact)
-        self._small = parts.mergeable(found)    # as they are on disk
-        self.rows = max((parts.first_row(part) + table.num_rows for part, table in found), default=0)
-        lost = [parts.first_row(path) + 1 for path in self.folder.glob("*.damaged")]
-        self.rows = max([self.rows, *lost])
-
-    def begin_writing(self) -> None:
-        """By the one writer: takes in what another wrote since this was opened, and removes what a killed one left. A
-        reader would take a living one's."""
-        if self._seen != parts.listed(self.folder):
-            self._open()
-        for leftover in [*self.folder.glob(".*.part"), *self._contained]:
-            leftover.unlink(missing_ok=True)
-        if len(self._small) > parts.MOST_SMALL:     # of an earlier version, which merged nothing
-            self._merge()
-
-    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes the rows as one new part; an empty sequence writes nothing."""
-        if not rows:
-            return
-        self._check()
-        table = pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema)
-        part = self._write(self.rows, table)
-        self.rows += len(rows)
-        self._small = parts.mergeable([*self._small, (part, table)])
-        if len(self._small) > parts.MOST_SMALL:
-            self._merge()
-
-    def _write(self, first: int, table: pa.Table) -> AnyPath:
-        part = self.folder / f"part-{first:09d}.parquet"
-        with write_atomically(part) as temporary:
-            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-        return part
-
-    def _merge(self) -> None:
-        """Nothing is lost where this fails, and nothing has to be said: the next part will not be written either."""
-        small, self._small = self._small, []
-        with contextlib.suppress(StoreError, OSError):
-            for group in parts.groups(small):
-                whole = pa.concat_tables([table for _, table in group])
-                part = self._write(parts.first_row(group[0][0]), whole)
-                for contained, _ in group[1:]:
-                    contained.unlink(missing_ok=True)
-            self._small = parts.mergeable([(part, whole)])
-
-    def read(self, columns: list[str] | None = None) -> pa.Table:
-        """All rows in order."""
-        def read(part: AnyPath) -> pa.Table:
-            return pq.read_table(parquet_source(part), columns=columns, schema=self.schema)
-
-        found, _ = parts.read_in_order(self.folder, read)
-        schema = self.schema if columns is None else pa.schema([self.schema.field(c) for c in columns])
-        return pa.concat_tables([schema.empty_table(), *(table for _, table in found)])
-
-    def _intact(self, part: AnyPath) -> pa.Table | None:
-        """Its rows; None where it is damaged, and set aside."""
-        try:
-            file = pq.ParquetFile(parquet_source(part), page_checksum_verification=True)
-            table = file.read(use_threads=False)    # quick if small
-            known = [field for field in self.schema if field.name in table.schema.names or field.name not in ADDED]
-            if not table.schema.equals(pa.schema(known)):
-                raise pa.ArrowInvalid(f"its columns are {table.schema.names}")
-        except (FileNotFoundError, ObjectStoreError):
-            raise       # says nothing about the part
-        except (OSError, pa.ArrowException) as error:
-            log.warning("%s is damaged (%s); it is set aside as %s.damaged and the rest is kept",
-                        part, str(error).split("\n")[0], part.name)
-            set_aside(part)
-            self.damaged.append(part.name)
-            return None
-        return parts.with_columns(table, self.schema)
 
 
 class RunStore:
@@ -383,29 +196,6 @@ class RunStore:
         known = self.state()
         self._state = None      # read back from what was written, so that both are the same
         write_json(self.path / "state.json", known | facts)
-
-
-def remove_folder(path: AnyPath) -> None:
-    """What cannot be removed stays, with a warning: an error is on its way already."""
-    try:
-        remove_tree(path)
-    except OSError as error:
-        log.warning("the run folder %s holds nothing and cannot be removed (%s)", path, error)
-
-
-def read_parts(folder: AnyPath, schema: pa.Schema) -> pa.Table:
-    """All rows of another run's table, which may be growing: nothing is changed, what cannot be read is left out."""
-    def readable(part: AnyPath) -> pa.Table | None:
-        try:
-            return pq.read_table(parquet_source(part), schema=schema, page_checksum_verification=True)
-        except (FileNotFoundError, ObjectStoreError):
-            raise
-        except (OSError, pa.ArrowException) as error:
-            log.warning("%s cannot be read (%s); its rows are left out", part, str(error).split("\n")[0])
-            return None
-
-    found, _ = parts.read_in_order(folder, readable)
-    return pa.concat_tables([schema.empty_table(), *(table for _, table in found)])
 
 
 def find_run(root: AnyPath, name: str) -> AnyPath:

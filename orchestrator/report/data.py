@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from actors.objectpath import AnyPath, matching, parquet_source
 from orchestrator.frontier import pareto_mask
 from orchestrator.record.events import FILE, read_lines
+from orchestrator.record.partfolder import ADDED
 from orchestrator.record.parts import read_in_order, with_columns
-from orchestrator.record.store import ADDED, LATENCY_SCHEMA, TRIAL_SCHEMA
+from orchestrator.record.store import LATENCY_SCHEMA, TRIAL_SCHEMA
 
 TRIAL_COLUMNS = ["sequence", "arch_id", "tokens", "controller", "accuracy", "accuracy_source", "latency_ms",
                  "latency_source", "target_id", "madds", "params", "budget_ms", "started_at", "error", "latencies"]

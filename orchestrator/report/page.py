@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from actors.objectpath import AnyPath
-from orchestrator.record.store import write_text
+from orchestrator.record.files import write_text
 from orchestrator.report import figures, sections
 from orchestrator.report.data import RunView, read_run
 from orchestrator.report.distribution import distribution_figure

@@ -19,10 +19,11 @@ from orchestrator.handover.architectures import announcements, makes_models
 from orchestrator.handover.delivered import Delivered, refuse_missed
 from orchestrator.handover.generated import delivered_entries, final_rows
 from orchestrator.interrupt import StopFlag
+from orchestrator.record.files import read_json
 from orchestrator.record.goals import Goal, goal_named, read_goals, target_state
 from orchestrator.record.metrics import RunMetrics
 from orchestrator.record.progress import Progress
-from orchestrator.record.store import RUNS, RunStore, read_json
+from orchestrator.record.store import RUNS, RunStore
 from orchestrator.report.page import write_report
 from orchestrator.run.stages.measure import above_slowest
 from orchestrator.services.context import RunContext, data_and_space

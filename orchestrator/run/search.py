@@ -30,10 +30,11 @@ from orchestrator.handover.architectures import announcements
 from orchestrator.handover.delivered import Delivered, refuse_missed
 from orchestrator.handover.generated import delivered_entries, final_rows
 from orchestrator.interrupt import Interrupted, StopFlag
+from orchestrator.record.files import check_writable
 from orchestrator.record.goals import target_state
 from orchestrator.record.metrics import RunMetrics
 from orchestrator.record.progress import Progress
-from orchestrator.record.store import NARROW, RUNS, RunStore, check_writable, run_path
+from orchestrator.record.store import NARROW, RUNS, RunStore, run_path
 from orchestrator.report.page import write_report
 from orchestrator.resources.devices import local_devices
 from orchestrator.run.narrow import check_narrowing, narrowed, narrowing

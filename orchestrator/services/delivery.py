@@ -22,8 +22,9 @@ from orchestrator.handover.candidates import measured_candidates
 from orchestrator.handover.delivered import Candidate, Delivered
 from orchestrator.handover.generated import delivered_entries, record_entries
 from orchestrator.handover.models import HandOver, Workbench
+from orchestrator.record.files import read_json
 from orchestrator.record.goals import Goal, goal_model, read_goals, target_state
-from orchestrator.record.store import RunStore, read_json
+from orchestrator.record.store import RunStore
 from orchestrator.services.distributions import recorded_distributions
 from orchestrator.services.states import load_predictor, load_state, state_name
 from searchspaces.space import SearchSpace, Tokens

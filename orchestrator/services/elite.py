@@ -15,7 +15,8 @@ from actors.objectpath import AnyPath, address_of, as_path
 from actors.supernet.actor import NAME, load_weights
 from actors.supernet.checkpoints import read_newest, write_checkpoint
 from orchestrator.config import Config, Plugin, load_config
-from orchestrator.record.store import RunStore, find_run, read_json, write_json
+from orchestrator.record.files import read_json, write_json
+from orchestrator.record.store import RunStore, find_run
 from orchestrator.services.context import RunContext
 from orchestrator.services.panel import Panel
 from orchestrator.services.pretrained import absolute_start, started

@@ -16,7 +16,8 @@ from actors.objectstore import ObjectStoreError
 from actors.wholefile import set_aside
 from orchestrator.config import Config
 from orchestrator.prediction.predictor import LatencyPredictor
-from orchestrator.record.store import RunStore, write_atomically, write_json
+from orchestrator.record.files import write_atomically, write_json
+from orchestrator.record.store import RunStore
 from searchspaces.errors import StoreError
 from searchspaces.space import SearchSpace
 

@@ -29,18 +29,11 @@ from orchestrator.config import Config, load_config
 from orchestrator.controllers.controller import EarlierRun, LatencyModel
 from orchestrator.data.accuracy import TrainingAccuracy
 from orchestrator.prediction.predictor import LEAST_NETWORKS, LatencyPredictor
+from orchestrator.record.files import read_json, write_atomically, write_json
 from orchestrator.record.goals import Goal, target_state
+from orchestrator.record.partfolder import read_parts
 from orchestrator.record.records import latency_result
-from orchestrator.record.store import (
-    LATENCY_SCHEMA,
-    TRIAL_SCHEMA,
-    RunStore,
-    find_run,
-    read_json,
-    read_parts,
-    write_atomically,
-    write_json,
-)
+from orchestrator.record.store import LATENCY_SCHEMA, TRIAL_SCHEMA, RunStore, find_run
 from searchspaces.catalogue import make_space
 from searchspaces.errors import ConfigError, StoreError
 from searchspaces.space import SearchSpace

@@ -20,8 +20,9 @@ import yaml
 
 from actors.objectpath import AnyPath, as_path
 from orchestrator.config import read_mapping
+from orchestrator.record.files import read_json, remove_folder, write_json, write_text
 from orchestrator.record.lock import FILE, RunLock, claimed
-from orchestrator.record.store import read_json, remove_folder, run_arguments, run_path, write_json, write_text
+from orchestrator.record.store import run_arguments, run_path
 from orchestrator.sweep.recorded import SETTLED, State
 from orchestrator.sweep.settings import SweepSettings, Values, parse_sweep
 from searchspaces.errors import StoreError

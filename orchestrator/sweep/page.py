@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 import yaml
 from plotly.offline import get_plotlyjs
 
-from orchestrator.record.store import write_text
+from orchestrator.record.files import write_text
 from orchestrator.report.data import read_run
 from orchestrator.report.figures import COLOURS, MARKERS, VERMILLION, plain_figure
 from orchestrator.report.page import json_in_html

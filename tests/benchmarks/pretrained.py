@@ -41,7 +41,8 @@ from orchestrator.comparison.compared import Comparison
 from orchestrator.config import load_config
 from orchestrator.handover.delivered import Delivered
 from orchestrator.handover.generated import delivered_entries
-from orchestrator.record.store import RunStore, read_json, write_json
+from orchestrator.record.files import read_json, write_json
+from orchestrator.record.store import RunStore
 from orchestrator.run.search import Search
 from orchestrator.services.context import data_and_space
 from orchestrator.services.pretrained import preprocessing_for, started

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from orchestrator.record.store import RunStore, Trial, write_json
+from orchestrator.record.files import write_json
+from orchestrator.record.store import RunStore, Trial
 from searchspaces.mobilenetv3.space import MobileNetV3S32
 from searchspaces.space import SearchSpace
 

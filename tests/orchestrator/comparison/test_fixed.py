@@ -25,8 +25,9 @@ from orchestrator.config import Config, DeliverySettings, parse_config
 from orchestrator.handover.delivered import Candidate, Delivered
 from orchestrator.handover.exported import file_accuracy
 from orchestrator.interrupt import Interrupted
+from orchestrator.record.files import read_json
 from orchestrator.record.goals import Goal
-from orchestrator.record.store import RunStore, read_json
+from orchestrator.record.store import RunStore
 from orchestrator.run.search import Search
 from orchestrator.services.context import data_and_space
 from orchestrator.services.pretrained import preprocessing_for, started

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from orchestrator.config import parse_config
 from orchestrator.controllers.controller import Answer, Controller, Observation, Proposal, Task
+from orchestrator.record.files import write_json
 from orchestrator.record.goals import (
     Goal,
     GoalLatency,
@@ -22,7 +23,7 @@ from orchestrator.record.goals import (
     trial_latencies,
     update_target_state,
 )
-from orchestrator.record.store import RunStore, Trial, write_json
+from orchestrator.record.store import RunStore, Trial
 from orchestrator.services.panel import Panel
 from searchspaces.errors import BudgetError, ConfigError, StoreError
 from searchspaces.nasbench201.space import NasBench201

@@ -18,16 +18,9 @@ import pytest
 from actors.objectpath import AnyPath, as_path, matching
 from actors.wholefile import write_whole
 from orchestrator.record import events, parts
-from orchestrator.record.store import (
-    TRIAL_SCHEMA,
-    RunStore,
-    Trial,
-    check_writable,
-    read_json,
-    read_parts,
-    resume_command,
-    write_text,
-)
+from orchestrator.record.files import check_writable, read_json, write_text
+from orchestrator.record.partfolder import read_parts
+from orchestrator.record.store import TRIAL_SCHEMA, RunStore, Trial, resume_command
 from orchestrator.report.data import read_run
 from searchspaces.errors import StoreError
 from tests.objectstore import BUCKET, Server

@@ -20,7 +20,8 @@ import pytest
 import yaml
 
 from orchestrator.frontier import best_under
-from orchestrator.record.store import TRIAL_SCHEMA, Trial, write_json, write_text
+from orchestrator.record.files import write_json, write_text
+from orchestrator.record.store import TRIAL_SCHEMA, Trial
 from orchestrator.report.data import TRIAL_COLUMNS, read_run
 from orchestrator.report.drawing import drawing_data
 from orchestrator.report.figures import front_figure, hypervolume_figure, noise_floor, prediction_error

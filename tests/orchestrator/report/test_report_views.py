@@ -11,8 +11,9 @@ import pytest
 from scipy.stats import kendalltau
 
 from orchestrator.frontier import pareto_mask
+from orchestrator.record.files import write_json
 from orchestrator.record.goals import Goal, save_goals, update_target_state
-from orchestrator.record.store import RunStore, Trial, write_json
+from orchestrator.record.store import RunStore, Trial
 from orchestrator.report.data import read_run
 from orchestrator.report.page import page_data, write_report
 from orchestrator.report.views import agreements, views

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from orchestrator.record.store import RunStore, Trial, write_json, write_text
+from orchestrator.record.files import write_json, write_text
+from orchestrator.record.store import RunStore, Trial
 from orchestrator.report.data import read_run
 from orchestrator.report.edf import Sides, edf, edf_figure
 from orchestrator.report.page import page_data, write_report

@@ -12,7 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from orchestrator.config import load_config, parse_config
-from orchestrator.record.store import RunStore, read_json
+from orchestrator.record.files import read_json
+from orchestrator.record.store import RunStore
 from orchestrator.run.search import Search
 from orchestrator.services.context import data_and_space
 from orchestrator.services.states import load_state

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from orchestrator.config import parse_config
-from orchestrator.record.store import RunStore, read_json
+from orchestrator.record.files import read_json
+from orchestrator.record.store import RunStore
 from orchestrator.run.search import Search
 from orchestrator.run.stages.collapse import collapsed
 from orchestrator.services.states import load_state

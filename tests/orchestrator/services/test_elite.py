@@ -12,7 +12,8 @@ import yaml
 
 from actors.supernet.checkpoints import write_checkpoint
 from orchestrator.config import Config, parse_config
-from orchestrator.record.store import RunStore, write_json
+from orchestrator.record.files import write_json
+from orchestrator.record.store import RunStore
 from orchestrator.services.elite import FORMAT, advice, check_inheritance, freeze_weights, with_ranges
 from orchestrator.services.states import load_state
 from searchspaces.catalogue import make_space

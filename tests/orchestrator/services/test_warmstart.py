@@ -15,8 +15,9 @@ from actors.data import Images, Splits
 from actors.knowledge.pool import KnowledgePool
 from orchestrator.config import Config, parse_config
 from orchestrator.controllers.controller import EarlierRun
+from orchestrator.record.files import write_json, write_text
 from orchestrator.record.goals import Goal, target_state, update_target_state
-from orchestrator.record.store import RunStore, Trial, write_json, write_text
+from orchestrator.record.store import RunStore, Trial
 from orchestrator.run.search import Search
 from orchestrator.run.stages.measure import with_known
 from orchestrator.services.warmstart import (

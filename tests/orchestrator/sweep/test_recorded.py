@@ -12,7 +12,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from orchestrator.frontier import hypervolume
-from orchestrator.record.store import TRIAL_SCHEMA, PartFolder, RunStore
+from orchestrator.record.partfolder import PartFolder
+from orchestrator.record.store import TRIAL_SCHEMA, RunStore
 from orchestrator.sweep.folder import Member, SweepFolder, wait_until_free
 from orchestrator.sweep.recorded import Recorded, State, at, reference_ms, rungs, settle_reference
 from orchestrator.sweep.settings import StopEarly, parse_sweep
