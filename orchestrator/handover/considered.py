@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from orchestrator.handover.beliefs import belief_of_models, belief_of_search
 from orchestrator.handover.certainty import Belief, Certainty
-from orchestrator.handover.delivered import Candidate
+from orchestrator.handover.delivered import Candidate, Final
 from orchestrator.handover.paired import unpacked
 from searchspaces.space import SearchSpace, Tokens
 
@@ -27,12 +27,9 @@ class Considered:
         self._latency_ms |= {arch_id: latency_ms for arch_id, (_, latency_ms) in models.items()}
         self._searched = {c.arch_id: c.searched for c in candidates}
         self._final = {c.arch_id: c.final for c in candidates if c.final is not None}
-        self._hits: dict[str, str] = {}
         for arch_id, (sidecar, _) in models.items():
             self._searched[arch_id] = sidecar.get("accuracy_in_search", self._searched.get(arch_id))
-            self._final[arch_id] = float(sidecar["accuracy"]["validation"])
-            if "validation_hits" in sidecar:    # a model of an earlier version has none
-                self._hits[arch_id] = sidecar["validation_hits"]
+            self._final[arch_id] = Final(sidecar["accuracy"]["validation"], sidecar.get("validation_hits", ""))
         self._images = images
         self._belief = self._believed() if self._final else None
 
@@ -44,10 +41,11 @@ class Considered:
 
     def _believed(self) -> Belief:
         arch_ids = sorted(self._latency_ms)     # the same whatever order they came in
-        hits = [self._hits.get(arch_id) for arch_id in arch_ids]
+        finals = [self._final.get(arch_id) for arch_id in arch_ids]
         return belief_of_models(arch_ids, _numbers(self._searched.get(a) for a in arch_ids),
-                                _numbers(self._final.get(a) for a in arch_ids),
-                                [None if text is None else unpacked(text, self._images) for text in hits], self._images)
+                                _numbers(None if final is None else final.accuracy for final in finals),
+                                [unpacked(final.hits, self._images) if final and final.hits else None
+                                 for final in finals], self._images)
 
 
 def searched_belief(space: SearchSpace, ranked: Sequence[Sequence[Candidate]], tokens_MT: Tokens,

@@ -10,11 +10,19 @@ from searchspaces.space import Tokens
 
 
 @dataclass(frozen=True)
+class Final:
+    """Validation accuracy of weights trained for the hand-over, and which images they have right, as paired.py packs
+    it; "" where an earlier version trained them."""
+
+    accuracy: float
+    hits: str = ""
+
+
+@dataclass(frozen=True)
 class Candidate:
     """An architecture with its measured latency (of the goal) and the validation accuracy it is ranked by.
 
-    `searched`: the accuracy that it had in the search, `final`: that of weights trained for the hand-over; None where
-    there is none.
+    `searched`: the accuracy that it had in the search, None where it had none; `final`: None where nothing is trained.
     """
 
     tokens: Tokens
@@ -23,7 +31,7 @@ class Candidate:
     latency_ms: float
     predicted_ms: float
     searched: float | None = None
-    final: float | None = None
+    final: Final | None = None
 
 
 @dataclass(frozen=True)

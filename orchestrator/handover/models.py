@@ -30,7 +30,7 @@ from actors.targets.target import LatencySample
 from orchestrator.config import DeliverySettings
 from orchestrator.controllers.controller import Answer
 from orchestrator.handover.considered import Considered
-from orchestrator.handover.delivered import Candidate, Delivered, in_order, ranked_under, shortlist
+from orchestrator.handover.delivered import Candidate, Delivered, Final, in_order, ranked_under, shortlist
 from orchestrator.handover.exported import as_pixels, check_parity, described_input, file_accuracy, file_hits
 from orchestrator.handover.paired import packed
 from orchestrator.record.goals import Goal
@@ -55,8 +55,8 @@ class Workbench(Protocol):
     def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
         """Validation accuracy as the search sees it; None where evaluating failed."""
 
-    def finals(self, tokens_NT: Tokens) -> list[float | None]:
-        """Validation accuracy of the weights that would be handed over; None where there are none."""
+    def finals(self, tokens_NT: Tokens) -> list[Final | None]:
+        """Of the weights that would be handed over; None where there are none."""
 
     def train_ahead(self, tokens_NT: Tokens) -> None:
         """Called before `trained_weights` of the same rows; the time to train several at once. Nothing goes on when it
@@ -139,7 +139,7 @@ class HandOver:
         if not distinct:
             return list(candidates)
         finals = dict(zip(distinct, self.bench.finals(np.stack([c.tokens for c in distinct.values()])), strict=True))
-        known = {a: replace(c, accuracy=value, final=value) for a, c in distinct.items()
+        known = {a: replace(c, accuracy=value.accuracy, final=value) for a, c in distinct.items()
                  if (value := finals[a]) is not None}
         unserved = [chosen[0] for chosen in lists if chosen and not any(c.arch_id in known for c in chosen)]
         others = (*unserved, min(candidates, key=lambda c: c.latency_ms))

@@ -9,7 +9,7 @@ from scipy.stats import norm
 from orchestrator.handover.beliefs import belief_of_models, belief_of_search
 from orchestrator.handover.certainty import DRAWS, Belief, normal_draws
 from orchestrator.handover.considered import Considered, searched_belief
-from orchestrator.handover.delivered import Candidate
+from orchestrator.handover.delivered import Candidate, Final
 from orchestrator.handover.paired import error_covariance, packed, unpacked
 from searchspaces.nasbench201.space import NasBench201
 
@@ -149,3 +149,18 @@ def test_models_of_an_earlier_version_are_considered_too() -> None:
     assert considered.certainty("a", 2.2).runner_up == "b"
     found = considered.certainty("z", 3.5)
     assert (found.considered, found.considered_trained) == (4, 2)
+
+
+def test_retrained_finalists_are_compared_image_by_image() -> None:
+    """A finalist that was not exported is surer to be worse where it is known on which images."""
+    rng, images = np.random.default_rng(4), 200
+    better = rng.random(images) < 0.8
+    worse = better & (rng.random(images) < 0.95)
+    sidecar = {"accuracy": {"validation": float(better.mean())}, "validation_hits": packed(better)}
+
+    def sure(hits: str) -> float:
+        finalist = Candidate(np.array([1], np.int8), "b", worse.mean(), 1.0, 1.0, 0.5, Final(float(worse.mean()), hits))
+        return Considered({"a": (sidecar | {"accuracy_in_search": 0.5}, 1.0)}, [finalist], images).certainty(
+            "a", 2.0).probability_best
+
+    assert sure(packed(worse)) > sure("") + 0.05 > 0.5 + 0.05
