@@ -174,8 +174,14 @@ def tensor_of(images: Inputs, device: torch.device | None = None) -> Tensor | Pr
 
 def share_correct(network: nn.Module, images: Tensor | PreparedInChunks, labels: Tensor,
                   batch: int = EVALUATION_BATCH) -> float:
-    """Share of images whose largest logit is the label's. Logits that are not finite are an error, not chance."""
-    hits = 0
+    """Share of images whose largest logit is the label's."""
+    return int(hits(network, images, labels, batch).sum()) / len(labels)
+
+
+def hits(network: nn.Module, images: Tensor | PreparedInChunks, labels: Tensor,
+         batch: int = EVALUATION_BATCH) -> Tensor:
+    """bool[images]: is the largest logit the label's? Logits that are not finite are an error, not chance."""
+    found = []
     device = device_of(network)
     chunks = images.split(batch) if isinstance(images, Tensor) else images.chunks(batch)
     with torch.inference_mode():
@@ -185,8 +191,8 @@ def share_correct(network: nn.Module, images: Tensor | PreparedInChunks, labels:
             if not bool(torch.isfinite(logits).all()):
                 raise EvaluationError("the network's outputs are not finite; its weights have diverged, lower the "
                                       "learning rate")
-            hits += int((logits.argmax(dim=1) == labels[start:start + batch].to(device)).sum())
-    return hits / len(labels)
+            found.append((logits.argmax(dim=1) == labels[start:start + batch].to(device)).cpu())
+    return torch.cat(found)
 
 
 def even_chunks(images: Tensor, size: int) -> list[Tensor]:

@@ -11,6 +11,7 @@ from actors.objectpath import absolute
 from actors.remote import fetch
 from actors.supernet.tuning import submit_tuning
 from orchestrator.comparison.fixed import FixedNetworks
+from orchestrator.handover.delivered import Final
 from orchestrator.handover.exported import as_pixels
 from orchestrator.record.goals import target_state
 from orchestrator.services.context import RunContext
@@ -62,7 +63,7 @@ class FixedBench(ClusterBench):
                 self.run.store.event("tuned", resolution=resolution, epochs=self.fixed.settings.epochs)
                 self.run.progress.advance(1)
 
-    def finals(self, tokens_NT: Tokens) -> list[float | None]:
+    def finals(self, tokens_NT: Tokens) -> list[Final | None]:
         return [None] * len(tokens_NT)
 
     def trained_weights(self, tokens_T: Tokens) -> Weights:

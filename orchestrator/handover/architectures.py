@@ -7,9 +7,14 @@ files get models.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from actors.targets.catalogue import target_class
 from orchestrator.config import Config
+from orchestrator.handover.considered import searched_belief
 from orchestrator.handover.delivered import Candidate, Delivered, ranked_under
 from orchestrator.handover.models import HandOver
 from orchestrator.record.goals import Goal
@@ -35,12 +40,17 @@ def announcements(config: Config) -> list[str]:
 
 
 def architectures(handover: HandOver, budgets_ms: Sequence[float], candidates: Sequence[Candidate],
-                  test_accuracies: Callable[[Tokens], Sequence[float | None]]) -> Iterator[Delivered]:
-    """One entry per budget, in ascending order. No margin is kept: what is looked up has no noise."""
-    for budget_ms in sorted(budgets_ms):
-        fitting = ranked_under(budget_ms, candidates, margin=0.0)
+                  test_accuracies: Callable[[Tokens], Sequence[float | None]],
+                  trials: tuple[Tokens, NDArray[np.float64]]) -> Iterator[Delivered]:
+    """One entry per budget, in ascending order. No margin is kept: what is looked up has no noise. `trials`: what else
+    the search evaluated, and its accuracies."""
+    ranked = {budget_ms: ranked_under(budget_ms, candidates, margin=0.0) for budget_ms in sorted(budgets_ms)}
+    belief = searched_belief(handover.space, list(ranked.values()), *trials) if any(ranked.values()) else None
+    for budget_ms, fitting in ranked.items():
         if fitting:
-            yield _entry(handover, budget_ms, fitting[0], test_accuracies)
+            assert belief is not None   # a candidate fits
+            certainty = belief.certainty(fitting[0].arch_id, {c.arch_id for c in fitting}, ())
+            yield replace(_entry(handover, budget_ms, fitting[0], test_accuracies), **vars(certainty))
         else:
             yield Delivered(budget_ms, False, handover.miss(budget_ms, [], candidates), target=handover.goal.label,
                             budgets_ms=handover.goal.budgets_at(budget_ms))

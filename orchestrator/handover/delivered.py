@@ -11,14 +11,28 @@ from searchspaces.space import Tokens
 
 
 @dataclass(frozen=True)
+class Final:
+    """Validation accuracy of weights trained for the hand-over, and which images they have right, as paired.py packs
+    it; "" where an earlier version trained them."""
+
+    accuracy: float
+    hits: str = ""
+
+
+@dataclass(frozen=True)
 class Candidate:
-    """An architecture with its measured latency (of the goal) and the validation accuracy it is ranked by."""
+    """An architecture with its measured latency (of the goal) and the validation accuracy it is ranked by.
+
+    `searched`: the accuracy that it had in the search, None where it had none; `final`: None where nothing is trained.
+    """
 
     tokens: Tokens
     arch_id: str
     accuracy: float
     latency_ms: float
     predicted_ms: float
+    searched: float | None = None
+    final: Final | None = None
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,9 @@ class Delivered:
     `target` is the goal's label. `latency_ms` is what the budget bounds, `latencies_ms` what each target of the goal
     measured and `budgets_ms` what each was allowed. `clamped`: the budget is above the slowest network that was
     measured, and so met by the most accurate one.
+
+    The last five say how sure the choice is (orchestrator/handover/certainty.py); None in entries of an earlier
+    version.
     """
 
     budget_ms: float
@@ -49,6 +66,11 @@ class Delivered:
     latencies_ms: Mapping[str, float] = field(default_factory=dict)
     budgets_ms: Mapping[str, float] = field(default_factory=dict)
     clamped: bool = False
+    probability_best: float | None = None
+    expected_gain: float | None = None
+    runner_up: str = ""
+    considered: int | None = None
+    considered_trained: int | None = None
 
 
 def ranked_under(budget_ms: float, candidates: Sequence[Candidate], margin: float) -> list[Candidate]:

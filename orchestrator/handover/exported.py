@@ -77,11 +77,17 @@ def check_parity(network: torch.nn.Module, model: bytes, images: NDArray[np.uint
 
 
 def file_accuracy(model: bytes, images: LabelledImages, preprocessing: Preprocessing, chunk: int = 1000) -> float:
-    """Share of images that the exported file itself classifies correctly, at most `chunk` of them in memory."""
+    """Share of images that the exported file itself classifies correctly."""
+    return float(file_hits(model, images, preprocessing, chunk).mean())
+
+
+def file_hits(model: bytes, images: LabelledImages, preprocessing: Preprocessing,
+              chunk: int = 1000) -> NDArray[np.bool_]:
+    """bool[images]: which of them the exported file itself classifies correctly; at most `chunk` are in memory."""
     session = _session(model)
     chunk = max(1, min(chunk, int(CHUNK_MB / preprocessing.input_mb(1))))
     rows = chunks_of(len(images), chunk)
-    hits = sum(int((_scores(session, some, preprocessing).argmax(1) == images.labels[these]).sum())
-               for these, some in zip(rows, ahead(images.read, rows, images.raw_mb * chunk / len(images),
-                                                  images.memory_mb), strict=True))
-    return hits / len(images)
+    hits = [_scores(session, some, preprocessing).argmax(1) == images.labels[these]
+            for these, some in zip(rows, ahead(images.read, rows, images.raw_mb * chunk / len(images),
+                                               images.memory_mb), strict=True)]
+    return np.concatenate(hits)

@@ -29,8 +29,18 @@ from actors.objectpath import AnyPath, matching
 from actors.targets.target import LatencySample
 from orchestrator.config import DeliverySettings
 from orchestrator.controllers.controller import Answer
-from orchestrator.handover.delivered import Candidate, Delivered, contenders, in_order, ranked_under, shortlist
-from orchestrator.handover.exported import as_pixels, check_parity, described_input, file_accuracy
+from orchestrator.handover.considered import Considered
+from orchestrator.handover.delivered import (
+    Candidate,
+    Delivered,
+    Final,
+    contenders,
+    in_order,
+    ranked_under,
+    shortlist,
+)
+from orchestrator.handover.exported import as_pixels, check_parity, described_input, file_accuracy, file_hits
+from orchestrator.handover.paired import packed
 from orchestrator.record.files import read_json, write_atomically, write_json
 from orchestrator.record.goals import Goal
 from searchspaces.errors import EvaluationError
@@ -53,8 +63,8 @@ class Workbench(Protocol):
     def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
         """Validation accuracy as the search sees it; None where evaluating failed."""
 
-    def finals(self, tokens_NT: Tokens) -> list[float | None]:
-        """Validation accuracy of the weights that would be handed over; None where there are none."""
+    def finals(self, tokens_NT: Tokens) -> list[Final | None]:
+        """Of the weights that would be handed over; None where there are none."""
 
     def train_ahead(self, tokens_NT: Tokens) -> None:
         """Called before `trained_weights` of the same rows; the time to train several at once. Nothing goes on when it
@@ -87,6 +97,7 @@ class HandOver:
         self.goal = goal
         self.slowest_ms = slowest_ms
         self.folder = folder
+        self._diverged: set[str] = set()    # arch_ids
         self.batches: dict[str, int] = {label: self.lineage["targets"][label]["target"]["batch"]
                                         for label in goal.targets}
 
@@ -106,7 +117,8 @@ class HandOver:
         if missing:
             accuracies = self.bench.accuracies(np.stack([rows[a] for a in missing]))
             known |= {a: value for a, value in zip(missing, accuracies, strict=True) if value is not None}
-        return [Candidate(self.space.canonical(rows[a][None])[0], a, known[a], ms, predicted.get(a, ms))
+        return [Candidate(self.space.canonical(rows[a][None])[0], a, known[a], ms, predicted.get(a, ms),
+                          known[a] or None)     # 0: a workbench that evaluates nothing did not know it
                 for a, ms in measured.items() if a in known]
 
     def _measured(self, rows: Mapping[str, Tokens]) -> dict[str, float]:
@@ -135,7 +147,8 @@ class HandOver:
         if not distinct:
             return list(candidates)
         finals = dict(zip(distinct, self.bench.finals(np.stack([c.tokens for c in distinct.values()])), strict=True))
-        known = {a: replace(c, accuracy=value) for a, c in distinct.items() if (value := finals[a]) is not None}
+        known = {a: replace(c, accuracy=value.accuracy, final=value) for a, c in distinct.items()
+                 if (value := finals[a]) is not None}
         unserved = [chosen[0] for chosen in lists if chosen and not any(c.arch_id in known for c in chosen)]
         others = (*unserved, min(candidates, key=lambda c: c.latency_ms))
         # The accuracies of a search and of final weights are not on one scale.
@@ -150,10 +163,14 @@ class HandOver:
         """
         self._train_first_choices(budgets_ms, candidates)
         too_slow = {budget_ms: self._make_one(budget_ms, candidates) for budget_ms in sorted(budgets_ms)}
+        considered = Considered({model["arch_id"]: (model, self._latency_ms(model)) for model in self._models()},
+                                [c for c in candidates if c.arch_id not in self._diverged], len(self.splits.val))
         for budget_ms, slower_ms in too_slow.items():
             fitting = [model for model in self._models() if self._latency_ms(model) <= budget_ms]
             if fitting:
-                yield self._entry(budget_ms, max(fitting, key=lambda model: float(model["accuracy"]["validation"])))
+                chosen = max(fitting, key=lambda model: float(model["accuracy"]["validation"]))
+                certainty = considered.certainty(chosen["arch_id"], budget_ms)
+                yield replace(self._entry(budget_ms, chosen), **vars(certainty))
             else:
                 yield Delivered(budget_ms, False, self.miss(budget_ms, slower_ms, candidates), target=self.goal.label,
                                 budgets_ms=self.goal.budgets_at(budget_ms))
@@ -167,6 +184,7 @@ class HandOver:
                 latency_ms = self._latency_ms(self._model(candidate, budget_ms))
             except EvaluationError as error:
                 log.warning("%s; trying the next candidate for %.4g ms", error, budget_ms)
+                self._diverged.add(candidate.arch_id)
                 continue
             met += latency_ms <= budget_ms
             if met == self.settings.fine_tuned:
@@ -245,7 +263,8 @@ class HandOver:
         parity = max(check_parity(network, model, images, preprocessing) for model in models.values())
         samples = {label: self.bench.time_file(label, models[batch]) for label, batch in self.batches.items()}
         first = models[self.batches[self.goal.targets[0]]]
-        accuracy = {"validation": file_accuracy(first, self.splits.val, preprocessing),
+        hits_I = file_hits(first, self.splits.val, preprocessing)
+        accuracy = {"validation": float(hits_I.mean()),
                     "test": file_accuracy(first, self.splits.test, preprocessing)}
         if candidate.accuracy - accuracy["validation"] > MUCH_WORSE:
             log.warning("%s validates at %.1f %% after its training for the hand-over, and at %.1f %% in the search; "
@@ -257,6 +276,7 @@ class HandOver:
         files = {str(batch): f"{self.folder}/{stem}{'' if len(models) == 1 else f'-batch{batch}'}.onnx"
                  for batch in models}
         sidecar = self._sidecar(candidate, samples, accuracy) | {
+            "validation_hits": packed(hits_I),
             "madds": graph.madds, "params": graph.params, "files": files, "parity_max_difference": parity,
             "input": described_input(preprocessing, pixels),
             "output": {"name": LOGITS if pixels is None else PROBABILITIES, "classes": list(self.splits.classes)}}
@@ -276,7 +296,7 @@ class HandOver:
             "arch_id": candidate.arch_id, "tokens": [int(t) for t in candidate.tokens],
             "text": self.space.text(candidate.tokens), "space_id": self.space.space_id,
             **self.bench.training(),
-            "accuracy": dict(accuracy), "dataset": self.splits.name,
+            "accuracy": dict(accuracy), "accuracy_in_search": candidate.searched, "dataset": self.splits.name,
             "latencies": {label: as_json(sample) for label, sample in samples.items()},
             "latency_before_export_ms": candidate.latency_ms, "latency_predicted_ms": candidate.predicted_ms,
             "created_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

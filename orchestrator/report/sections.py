@@ -109,12 +109,23 @@ def table(run: RunView, several: bool) -> str:
         return '<p class="empty">No model has been handed over yet.</p>'
     head = (*(("Target",) if several else ()), "Budget (ms)",
             "Latency (ms)" if run.bare else "Measured latency (ms)", "Test accuracy",
-            "Validation accuracy", "Multiply-adds", "Parameters", "Architecture" if run.bare else "File")
+            "Validation accuracy", "Chance to be best", "Multiply-adds", "Parameters",
+            "Architecture" if run.bare else "File")
     rows = sorted(run.generated, key=lambda row: _key(row, several))
     beside = {_key(row, several): row for row in run.compared}
     body = "".join(_row(row, several, run.bare) + _fixed_row(beside.get(_key(row, several)), several) for row in rows)
     return (f'<div class="scroll"><table id="models"><thead><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>")
+            f"<tbody>{body}</tbody></table></div>{_meaning(run)}")
+
+
+def _meaning(run: RunView) -> str:
+    """Of the column of chances; "" for runs of a version that did not say."""
+    if not any(isinstance(row.get("probability_best"), int | float) for row in run.models):
+        return ""
+    what = ("architectures considered for the budget would be more accurate after a final training" if run.bare else
+            "networks considered for the budget is truly more accurate (on infinitely many images)")
+    return (f'<p class="note">Chance to be best: how probable it is that none of the other {what}; then the expected '
+            "gain over the next best, and how many were considered.</p>")
 
 
 def _key(row: dict[str, Any], several: bool) -> tuple[str, float]:
@@ -126,7 +137,7 @@ def _row(row: dict[str, Any], several: bool, bare: bool) -> str:
     budget = f"{target}<td>{row['budget_ms']:.4g}</td>"
     if not row.get("feasible"):
         reason = escape(str(row.get("reason") or "no architecture found under this budget"))
-        return f'<tr class="infeasible">{budget}<td colspan="6">{reason}</td></tr>'
+        return f'<tr class="infeasible">{budget}<td colspan="7">{reason}</td></tr>'
     return f"<tr>{budget}{_numbers(row, bare)}</tr>"
 
 
@@ -136,7 +147,7 @@ def _fixed_row(row: dict[str, Any] | None, several: bool) -> str:
         return ""
     target = "<td></td>" if several else ""
     if not row.get("feasible"):
-        return (f'<tr class="infeasible fixed">{target}<td>fixed</td><td colspan="6">'
+        return (f'<tr class="infeasible fixed">{target}<td>fixed</td><td colspan="7">'
                 f"{escape(str(row.get('reason') or 'no resolution fits'))}</td></tr>")
     return (f'<tr class="fixed">{target}<td>fixed, {escape(str(row.get("resolution")))} px</td>'
             f"{_numbers(row, bare=False)}</tr>")
@@ -146,9 +157,20 @@ def _numbers(row: dict[str, Any], bare: bool) -> str:
     stderr = row.get("latency_stderr_ms")
     href, file = safe_link(row.get("onnx")), escape(str(row.get("onnx") or (bare and row.get("text")) or "no file"))
     cells = [_format(row.get("latency_ms"), ".3f") + ("" if stderr is None else f" ± {stderr:.3f}"),
-             _format(row.get("test_accuracy"), ".2%"), _format(row.get("accuracy"), ".2%"),
+             _format(row.get("test_accuracy"), ".2%"), _format(row.get("accuracy"), ".2%"), _certainty(row),
              quantity(row.get("madds")), quantity(row.get("params")), f'<a href="{href}">{file}</a>' if href else file]
     return "".join(f"<td>{cell}</td>" for cell in cells)
+
+
+def _certainty(row: dict[str, Any]) -> str:
+    """Empty for the fixed network, and for entries of a version that did not say."""
+    chance, gain, count, trained = (value if isinstance(value := row.get(key), int | float) else None for key in (
+        "probability_best", "expected_gain", "considered", "considered_trained"))
+    if chance is None:
+        return ""
+    parts = [f"{chance:.0%}", "" if gain is None else f"{100 * gain:+.2f} points"]
+    among = ["" if count is None else f"of {count}", f"{trained} trained" if trained and row.get("onnx") else ""]
+    return ", ".join(filter(None, parts)) + f" ({', '.join(filter(None, among))})"
 
 
 def _format(value: Any, form: str) -> str:

@@ -77,10 +77,13 @@ class Delivery:
         predicted it. What was chosen before is one too, so that a larger budget never gets a worse architecture."""
         known = [entry.tokens for entry in delivered_entries(self.store, self.config)
                  if entry.feasible and entry.target == self.goal.label]
+        trials = [trial for trial in self.store.read_trials() if not trial.error and trial.accuracy is not None]
         if set(self.goal.targets) <= set(look_ups(self.config)):
-            known += [trial.tokens for trial in self.store.read_trials() if not trial.error]
+            known += [trial.tokens for trial in trials]
         extra_NT = np.array([*self._for_any_budget(), *known], dtype=np.int8)
-        return architectures(handover, budgets_ms, handover.candidates(answers, extra_NT), self._test_accuracies)
+        seen = (np.array([trial.tokens for trial in trials], dtype=np.int8).reshape(-1, extra_NT.shape[1]),
+                np.array([trial.accuracy for trial in trials], dtype=np.float64))
+        return architectures(handover, budgets_ms, handover.candidates(answers, extra_NT), self._test_accuracies, seen)
 
     def _for_any_budget(self) -> Tokens:
         """What was reachable before anybody searched: the ends of the latency range, and the network whose weights the

@@ -17,13 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from actors.data import Preprocessing, Splits
-from actors.evaluator import share_correct, tensor_of
+from actors.evaluator import hits, tensor_of
 from actors.objectpath import absolute
 from actors.remote import fetch
 from actors.rollout.trainer import retrained_weights, submit_retraining
 from actors.wholefile import remove_tree
 from orchestrator.config import Config
 from orchestrator.data.accuracy import Recipe
+from orchestrator.handover.delivered import Final
+from orchestrator.handover.paired import packed
 from orchestrator.record.store import RunStore
 from orchestrator.services.context import POLL_S, RunContext
 from orchestrator.services.recipes import proxy_settings
@@ -35,7 +37,7 @@ from searchspaces.space import SearchSpace, Tokens
 log = logging.getLogger(__name__)
 Weights = Mapping[str, NDArray[Any]]
 Key = TypeVar("Key")
-ACCURACY = "accuracy"  # beside the tensors
+ACCURACY, HITS = "accuracy", "validation_hits"  # beside the tensors
 
 
 class Retrained:
@@ -50,8 +52,13 @@ class Retrained:
 
     def accuracy(self, tokens_T: Tokens) -> float | None:
         """Validation accuracy; None while it is not retrained, or where its weights are damaged."""
+        final = self.final(tokens_T)
+        return None if final is None else final.accuracy
+
+    def final(self, tokens_T: Tokens) -> Final | None:
+        """As `accuracy`, with the images that are right."""
         state = self._intact(tokens_T)
-        return None if state is None else float(state[ACCURACY])
+        return None if state is None else Final(float(state[ACCURACY]), str(state.get(HITS, "")))
 
     def weights(self, tokens_T: Tokens) -> Weights:
         """State dict of the finished network; trained here and now if it is not there yet."""
@@ -59,15 +66,15 @@ class Retrained:
             self.save(tokens_T, retrained_weights(self.space, tokens_T, self.splits.train, self.preprocessing,
                                                   self.settings, self.unfinished, torch.get_num_threads()))
         state = load_state(self._store, self._name(tokens_T))
-        return {name: value.numpy() for name, value in state.items() if name != ACCURACY}
+        return {name: value.numpy() for name, value in state.items() if name not in (ACCURACY, HITS)}
 
     def save(self, tokens_T: Tokens, weights: Weights) -> None:
         network = GraphNetwork(self.space.graph(tokens_T)).eval()
         network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
         validation = self.preprocessing.inputs(self.splits.val)
-        accuracy = share_correct(network, tensor_of(validation), torch.from_numpy(validation.labels))
+        hits_I = hits(network, tensor_of(validation), torch.from_numpy(validation.labels)).numpy()
         save_state(self._store, self._name(tokens_T), {name: np.array(v) for name, v in weights.items()}
-                   | {ACCURACY: accuracy})
+                   | {ACCURACY: int(hits_I.sum()) / len(hits_I), HITS: packed(hits_I)})
         with contextlib.suppress(OSError):
             remove_tree(self.unfinished / self.space.arch_id(tokens_T))
 

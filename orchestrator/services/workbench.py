@@ -29,6 +29,7 @@ from orchestrator.config import Config, DeliverySettings
 from orchestrator.data.accuracy import TableAccuracy
 from orchestrator.data.sources import looked_up
 from orchestrator.handover.architectures import makes_models
+from orchestrator.handover.delivered import Final
 from orchestrator.handover.models import Workbench
 from orchestrator.record.goals import Goal, target_state
 from orchestrator.record.store import RunStore
@@ -110,7 +111,7 @@ class SupernetClusterBench(ClusterBench):
     def _name(self, tokens_T: Tokens) -> str:
         return f"finetuned-{self.run.store.state()['weights_version']}-{self.run.space.arch_id(tokens_T)}"
 
-    def finals(self, tokens_NT: Tokens) -> list[float | None]:
+    def finals(self, tokens_NT: Tokens) -> list[Final | None]:
         return [None] * len(tokens_NT)
 
     def trained_weights(self, tokens_T: Tokens) -> Weights:
@@ -140,14 +141,14 @@ class ScratchClusterBench(ClusterBench):
         super().__init__(run)
         self._retrained = Retrained(run.config, run.space, run.splits, run.preprocessing, run.store)
 
-    def finals(self, tokens_NT: Tokens) -> list[float | None]:
+    def finals(self, tokens_NT: Tokens) -> list[Final | None]:
         done = sum(self._retrained.accuracy(row) is not None for row in tokens_NT)
         self.run.progress.stage("retrain finalists", total=len(tokens_NT), done=done)
         for row in retrain_missing(self.run, self._retrained, tokens_NT):
             self.run.store.event("retrained", arch_id=self.run.space.arch_id(row),
                                  accuracy=self._retrained.accuracy(row))
             self.run.progress.advance(1, validation=self._retrained.accuracy(row) or 0.0)
-        return [self._retrained.accuracy(row) for row in tokens_NT]
+        return [self._retrained.final(row) for row in tokens_NT]
 
     def trained_weights(self, tokens_T: Tokens) -> Weights:
         return self._retrained.weights(tokens_T)
@@ -219,7 +220,7 @@ class SupernetLocalBench(LocalBench):
         evaluations: Sequence[Evaluation] = self._evaluator.evaluate(tokens_NT)
         return [None if e.error else e.accuracy for e in evaluations]
 
-    def finals(self, tokens_NT: Tokens) -> list[float | None]:
+    def finals(self, tokens_NT: Tokens) -> list[Final | None]:
         return [None] * len(tokens_NT)
 
     def trained_weights(self, tokens_T: Tokens) -> Weights:
@@ -245,8 +246,8 @@ class ScratchLocalBench(LocalBench):
         """Of the recorded trials; what the search never evaluated comes last, it is not evaluated here."""
         return [self._recorded.get(self.space.arch_id(row), 0.0) for row in tokens_NT]
 
-    def finals(self, tokens_NT: Tokens) -> list[float | None]:
-        return [self._retrained.accuracy(row) for row in tokens_NT]
+    def finals(self, tokens_NT: Tokens) -> list[Final | None]:
+        return [self._retrained.final(row) for row in tokens_NT]
 
     def trained_weights(self, tokens_T: Tokens) -> Weights:
         return self._retrained.weights(tokens_T)

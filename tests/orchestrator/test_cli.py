@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.data.datasets import DataSettings, load_dataset
+from orchestrator.handover.paired import unpacked
 from orchestrator.record.goals import target_state
 from orchestrator.record.store import RunStore
 from tests.orchestrator.run.test_search import (
@@ -70,6 +71,9 @@ def test_generate_answers_a_new_budget(finished: Path) -> None:
     assert set(known) < set(entries)
     new = next(entry for key, entry in entries.items() if key not in known)
     assert new["feasible"]
+    assert 0 < new["probability_best"] <= 1 and new["considered"] >= new["considered_trained"] >= 1
+    assert new["runner_up"] != new["arch_id"] and (new["expected_gain"] is None) == (new["considered"] == 1)
+    assert "none of the other networks considered" in (finished / "report.html").read_text()
     assert new["latency_ms"] <= new["budget_ms"] == pytest.approx(budget)
     sidecar = json.loads((finished / new["onnx"]).with_suffix(".json").read_text())
     assert sidecar["parity_max_difference"] < 1e-3
@@ -80,6 +84,10 @@ def test_generate_answers_a_new_budget(finished: Path) -> None:
     right = [session.run(None, {"images": image[None]})[0].argmax() == label
              for image, label in zip(images.images, images.labels)]
     assert np.mean(right) == pytest.approx(sidecar["accuracy"]["test"])
+    validation = load_dataset(DataSettings(limit=300)).val
+    hits = [session.run(None, {"images": image[None]})[0].argmax() == label
+            for image, label in zip(validation.images, validation.labels)]
+    assert (unpacked(sidecar["validation_hits"], len(validation)) == hits).all()
     assert sidecar["targets"]["onnx_cpu"] == {
         key: value for key, value in target_state(RunStore(finished), "onnx_cpu").items()
         if key in ("target_id", "target", "reference_ms")}

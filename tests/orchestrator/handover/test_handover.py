@@ -17,7 +17,7 @@ from actors.targets.target import LatencySample
 from configs.own_space import PlainCnn
 from orchestrator.config import DeliverySettings
 from orchestrator.controllers.controller import Answer
-from orchestrator.handover.delivered import Candidate, contenders, ranked_under
+from orchestrator.handover.delivered import Candidate, Final, contenders, ranked_under
 from orchestrator.handover.exported import check_parity, file_accuracy
 from orchestrator.handover.models import HandOver
 from orchestrator.record.goals import Goal
@@ -48,8 +48,9 @@ class Bench:
     def accuracies(self, tokens_NT: Tokens) -> list[float | None]:
         return [0.5 for _ in tokens_NT]
 
-    def finals(self, tokens_NT: Tokens) -> list[float | None]:
-        return [self.final.get(SPACE.arch_id(row)) for row in tokens_NT]
+    def finals(self, tokens_NT: Tokens) -> list[Final | None]:
+        known = [self.final.get(SPACE.arch_id(row)) for row in tokens_NT]
+        return [None if accuracy is None else Final(accuracy) for accuracy in known]
 
     def training(self) -> dict[str, Any]:
         return {"fine_tune_epochs": 1}

@@ -100,9 +100,14 @@ def test_tables_of_latency_and_accuracy_give_architectures(ray_local: None, tmp_
     reads, writes = log.count("read state.json"), log.count("write state.json")
     assert reads <= writes + 1, f"state.json was read {reads} times for {writes} changes"
 
+    for entry in entries:
+        assert 0 < entry["probability_best"] <= 1 and entry["considered"] > 1 and entry["considered_trained"] == 0
+        assert entry["runner_up"] not in ("", entry["arch_id"]) and entry["expected_gain"] > -0.05
+
     between = [1.01 * entries[0]["budget_ms"], 2 * max(LATENCY_MS)]
     made = generate_models("cells", between, runs=tmp_path, console=Console(quiet=True))
     assert [entry.clamped for entry in made] == [False, True]
+    assert all(entry.probability_best for entry in made)
     assert entries[0]["accuracy"] <= made[0].accuracy and entries[1]["accuracy"] <= made[1].accuracy  # type: ignore
     for entry in entries_of(run):
         check_looked_up(entry, ROWS, LATENCY_MS, 0.009 * VALIDATION, 0.009 * TEST)
@@ -111,6 +116,7 @@ def test_tables_of_latency_and_accuracy_give_architectures(ray_local: None, tmp_
     assert (row["stage"], row["models"]) == ("done", "4 architectures")
     assert row["best test accuracy"] == f"{max(e['test_accuracy'] for e in entries_of(run)):.4f}"
     page = (run / "report.html").read_text()
+    assert "none of the other architectures considered" in page and f"(of {made[1].considered})" in page
     assert "Chosen architectures" in page and "Handed-over models" not in page.partition("<script")[0]
     with pytest.raises(BudgetError, match="reachable range"):
         generate_models("cells", [0.5], runs=tmp_path, console=Console(quiet=True))
