@@ -47,7 +47,7 @@ class GaussianProcess:
         varied_F = spread_F > 0
         inputs_MF = (features_MF - centre_F) / np.where(varied_F, spread_F, 1.0)
         centred_M = values_M - values_M.mean()
-        relevance_F = np.zeros(len(centre_F))
+        relevance_F = np.ones(len(centre_F))
         ratio = 1.0
         if varied_F.any() and centred_M.any():
             relevance_F[varied_F], ratio = _learn(inputs_MF[:LEARNT_FROM, varied_F], centred_M[:LEARNT_FROM])
