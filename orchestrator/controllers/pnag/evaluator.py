@@ -119,7 +119,8 @@ def _labels(triplets: Triplets, budgets_B: NDArray[np.float64], settings: Evalua
 
 def _optimiser(evaluator: Evaluator, settings: EvaluatorSettings) -> torch.optim.Optimizer:
     if settings.optimiser == "adam":
-        return torch.optim.Adam(evaluator.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+        return torch.optim.Adam(evaluator.parameters(), settings.learning_rate, weight_decay=settings.weight_decay,
+                                fused=True)
     return torch.optim.SGD(evaluator.parameters(), settings.learning_rate, momentum=0.9, nesterov=True,
                            weight_decay=settings.weight_decay)
 

@@ -68,7 +68,7 @@ def train_generator(space: SearchSpace, budgets: TrainingBudgets, settings: Gene
         torch.manual_seed(noise.initial_seed())
         generator = Generator(space, len(budgets), settings.hidden, settings.budget_every_step,
                               settings.mask_dead_tokens)
-    optimiser = torch.optim.Adam(generator.parameters(), settings.learning_rate)
+    optimiser = torch.optim.Adam(generator.parameters(), settings.learning_rate, fused=True)
     baseline = None if settings.baseline_decay is None else Baseline.empty(len(budgets), settings.baseline_decay)
     per_update = (1 if settings.single_budget else len(budgets)) * settings.samples_per_budget
     updates = max(1, min(updates, ARCHITECTURES_CAP // per_update))

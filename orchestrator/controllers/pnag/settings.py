@@ -38,7 +38,7 @@ class EvaluatorSettings(Frozen):
         "random budgets whose pairs one step sees; at most K"))
     p_interp: float = Field(0.5, ge=0, le=1, description="share of budgets drawn between the training budgets; the "
                                                          "labels of such a budget are exact")
-    round_effort: float = Field(0.5, gt=0, le=1, description="share of the epochs and steps before each round of "
+    round_effort: float = Field(0.25, gt=0, le=1, description="share of the epochs and steps before each round of "
                                                              "proposals; the whole is for the final training")
     holdout_share: float = Field(0.2, ge=0, lt=1, description="trials kept for the rank correlation that is reported")
     pseudo_triplets: int = Field(800, ge=0, le=1_000_000, description=(
@@ -62,7 +62,7 @@ class GeneratorSettings(Frozen):
     learning_rate: float = Field(3e-3, gt=0, le=100, description="of Adam")
     gradient_norm: float | None = Field(5.0, gt=0, description="largest norm of a gradient; none: unbounded")
     updates: int = Field(400, ge=1, le=1_000_000, description="updates of the final training")
-    round_updates: int = Field(30, ge=1, le=1_000_000, description="updates before each round of proposals")
+    round_updates: int = Field(20, ge=1, le=1_000_000, description="updates before each round of proposals")
     patience: int | None = Field(None, ge=1, le=1_000_000, description=(
         "updates without a better mean reward before training stops; none: all updates are made"))
 
@@ -72,7 +72,7 @@ class CollectionSettings(Frozen):
 
     warmup: int = Field(20, ge=2, le=1_000_000, description="random architectures before the first round")
     batch: int = Field(5, ge=1, le=1_000_000, description="least evaluations between two rounds of learning")
-    growth: float = Field(0.1, ge=0, le=1, description="a round has at least this share of the trials known before it")
+    growth: float = Field(0.2, ge=0, le=1, description="a round has at least this share of the trials known before it")
     candidates: int = Field(3000, ge=16, le=1_000_000, description="architectures among which uncertainty selects")
     random_only: bool = Field(False, description="plain uniform sampling from the start to the end, as in the paper")
 
