@@ -11,6 +11,9 @@ trials, b itself integrated out, the amplitude a in closed form (Rasmussen and W
 all, is among the choices, and few trials leave b near zero. What b s leaves over is the business of the usual
 posterior, fitted to the rest; a monotone map takes scores back to accuracies.
 
+A cheap accuracy errs in a way of its own: z = t + d_1 and the trusted signals together s = t' + d_2, where t is what a
+full training would show. `second_opinion` is the weight that s has beside z in the best linear estimate of t.
+
 Shape legend: M trials of this task, N architectures asked about, K earlier runs, F features, E trees, Q quantiles.
 """
 from __future__ import annotations
@@ -26,7 +29,7 @@ from scipy.optimize import nnls
 from scipy.spatial.distance import cdist
 from scipy.stats import norm, rankdata
 
-from orchestrator.controllers.controller import EarlierRun
+from orchestrator.controllers.controller import EarlierRun, Observation
 from orchestrator.prediction.posterior import Believed, Posterior, PosteriorSettings
 from searchspaces.space import SearchSpace
 
@@ -36,6 +39,7 @@ LEAST_TREES = 10                                    # of a signal's forest
 LENGTHS = (0.5, 0.7, 1.0, 1.4, 2.0, 4.0)            # of K, in standard deviations of all features together
 NOISE_RATIOS = tuple(np.logspace(-2, 0.5, 6))       # r
 TRUSTS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)      # v
+OWN_ERROR = 0.5                                     # at most this share of a cheap signal's variance is its own error
 UPPER_SHARE = 0.25                                  # best trials whose slope extends the map beyond them
 
 
@@ -48,9 +52,10 @@ class Signals:
     @classmethod
     def learn(cls, space: SearchSpace, runs: Sequence[EarlierRun], settings: PosteriorSettings,
               seed: int) -> Signals | None:
-        """None where no run has anything to say. The trees are shared out among the runs."""
-        known = [(space.features(run.tokens_NT[finite]), run.accuracy_N[finite]) for run in runs
-                 if len(np.unique(run.accuracy_N[finite := np.isfinite(run.accuracy_N)])) >= LEAST_TRIALS]
+        """Of the runs on other tasks; None where none has anything to say. The trees are shared out among them."""
+        known = [(space.features(space.canonical(run.tokens_NT[good_N])), run.accuracy_N[good_N]) for run in runs
+                 if not run.same_task
+                 and len(np.unique(run.accuracy_N[good_N := np.isfinite(run.accuracy_N)])) >= LEAST_TRIALS]
         if not known:
             return None
         settings = settings.model_copy(update={"trees": min(settings.trees,
@@ -58,11 +63,18 @@ class Signals:
         return cls(tuple(Posterior.fit(features_NF, normal_scores(accuracy_N), settings, seed)
                          for features_NF, accuracy_N in known))
 
-    def believe(self, features_NF: NDArray[np.float32]) -> tuple[Array, Array]:
+    def each(self, features_NF: NDArray[np.float32]) -> tuple[Array, Array]:
         """(mean[N, K], standard deviation[N, K]) of every run's normal score."""
         believed = [posterior.believe(features_NF) for posterior in self.posteriors]
         mean_NK = np.stack([b.mean_N for b in believed], axis=1)
         return mean_NK, np.stack([b.upper_N(1.0) - b.mean_N for b in believed], axis=1)
+
+    def believe(self, features_NF: NDArray[np.float32]) -> Believed:
+        """The runs' mean normal score, all trusted alike: what there is to go by before the first trial."""
+        believed = [posterior.believe(features_NF) for posterior in self.posteriors]
+        trees_EN, smooth_N, spread_N = (np.mean([getattr(b, name) for b in believed], axis=0)
+                                        for name in ("trees_EN", "smooth_N", "spread_N"))
+        return Believed(trees_EN, smooth_N, spread_N)
 
 
 @dataclass(frozen=True)
@@ -136,7 +148,7 @@ class InformedPosterior:
     """Accuracy of any architecture from this task's trials and earlier runs; what it says is shaped as a Posterior's.
 
     `rest` is the posterior of what the trusted signals leave over of the normal scores; `centre_K` are the signals'
-    means over the trials, where the doubt about b does not matter.
+    means over the trials, where the doubt about b does not matter; `stretch` makes b s vary as the scores do.
     """
 
     signals: Signals
@@ -144,32 +156,38 @@ class InformedPosterior:
     centre_K: Array
     rest: Posterior
     scores: ScoreMap
+    opinion: float
+    stretch: float
 
     @classmethod
     def fit(cls, features_MF: NDArray[np.float32], accuracy_M: Array, signals: Signals, settings: PosteriorSettings,
             seed: int) -> InformedPosterior:
         """At most `process_trials` trials decide about the trust: its cost is cubic, too."""
-        scores_M, signals_MK = normal_scores(accuracy_M), signals.believe(features_MF)[0]
+        scores_M, signals_MK = normal_scores(accuracy_M), signals.each(features_MF)[0]
         chosen = np.random.default_rng(seed).permutation(len(accuracy_M))[:settings.process_trials]
         trust = learn_trust(features_MF[chosen], scores_M[chosen], signals_MK[chosen])
-        rest = Posterior.fit(features_MF, scores_M - signals_MK @ trust.weights_K, settings, seed)
-        return cls(signals, trust, signals_MK.mean(axis=0), rest, ScoreMap.learn(accuracy_M))
+        prior_M = signals_MK @ trust.weights_K
+        rest = Posterior.fit(features_MF, scores_M - prior_M, settings, seed)
+        correlation = min(1.0, float(prior_M.std() / max(scores_M.std(), 1e-9)))
+        return cls(signals, trust, signals_MK.mean(axis=0), rest, ScoreMap.learn(accuracy_M),
+                   second_opinion(correlation), 1 / max(correlation, 1e-9))
 
     def believe(self, features_NF: NDArray[np.float32]) -> Believed:
-        signals_NK, spread_NK = self.signals.believe(features_NF)
+        signals_NK, spread_NK = self.signals.each(features_NF)
         prior_N, rest = signals_NK @ self.trust.weights_K, self.rest.believe(features_NF)
         away_NK = signals_NK - self.centre_K
         variance_N = ((spread_NK * self.trust.weights_K) ** 2).sum(axis=1) + np.einsum(
             "nk,kl,nl->n", away_NK, self.trust.doubt_KK, away_NK)
-        smooth_N, spread_N = rest.smooth_N + prior_N, np.sqrt(rest.spread_N**2 + variance_N)
+        other_N, own = self.opinion * self.stretch * (away_NK @ self.trust.weights_K), 1 / (1 + self.opinion)
+        trees_EN, smooth_N = (own * (part + prior_N + other_N) for part in (rest.trees_EN, rest.smooth_N))
+        spread_N = np.sqrt(rest.spread_N**2 + variance_N)
         low_N, high_N = self.scores.accuracy(smooth_N - spread_N), self.scores.accuracy(smooth_N + spread_N)
-        return Believed(self.scores.accuracy(rest.trees_EN + prior_N), self.scores.accuracy(smooth_N),
-                        (high_N - low_N) / 2)
+        return Believed(self.scores.accuracy(trees_EN), self.scores.accuracy(smooth_N), (high_N - low_N) / 2)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"weights": self.trust.weights_K, "doubt": self.trust.doubt_KK,
                                  "centre": self.centre_K, "scores": self.scores.scores_Q,
-                                 "accuracy": self.scores.accuracy_Q}
+                                 "accuracy": self.scores.accuracy_Q, "opinion": self.opinion, "stretch": self.stretch}
         for prefix, posterior in [("rest.", self.rest)] + [
                 (f"signal{k}.", posterior) for k, posterior in enumerate(self.signals.posteriors)]:
             state |= {prefix + name: value for name, value in posterior.state_dict().items()}
@@ -185,7 +203,25 @@ class InformedPosterior:
                   for name in ("weights", "doubt", "centre", "scores", "accuracy")}
         signals = Signals(tuple(part(f"signal{k}.") for k in range(len(arrays["weights"]))))
         return cls(signals, Trust(arrays["weights"], arrays["doubt"]), arrays["centre"], part("rest."),
-                   ScoreMap(arrays["scores"], arrays["accuracy"]))
+                   ScoreMap(arrays["scores"], arrays["accuracy"]), float(state["opinion"]), float(state["stretch"]))
+
+
+def same_task_trials(space: SearchSpace, runs: Sequence[EarlierRun]) -> list[Observation]:
+    """Simply more trials, on the scale of this run's."""
+    return [Observation(tokens_T, float(accuracy), float(ms)) for run in runs if run.same_task
+            for tokens_T, accuracy, ms in zip(space.canonical(run.tokens_NT), run.accuracy_N, run.latency_ms_N)
+            if np.isfinite(accuracy) and np.isfinite(ms)]
+
+
+def second_opinion(correlation: float) -> float:
+    """Weight of the other signal over that of one's own in the best linear estimate of t, both of unit variance.
+
+    With d the share of a signal's variance that is its own error, cov(t, z) = 1 - d and cov(t, s) = cov(z, s) = c, so
+    the weights are (1 - d - c^2, c d) / (1 - c^2). What two signals do not share, 1 - c, may be error or a difference
+    of the tasks; it is taken for error up to OWN_ERROR of the variance. Weights are equal then, and a signal without
+    correlation has none."""
+    error = min(1 - correlation, OWN_ERROR)
+    return 1.0 if error < OWN_ERROR else correlation * error / (1 - error - correlation**2)
 
 
 def fit_posterior(features_MF: NDArray[np.float32], accuracy_M: Array, signals: Signals | None,

@@ -15,10 +15,10 @@ from itertools import chain, zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.controllers.controller import EarlierRun, Observation, Proposal, Task
+from orchestrator.controllers.controller import Proposal, Task
 from orchestrator.controllers.pnag.candidates import distinct, initial_design, near_extremes
 from orchestrator.controllers.pnag.settings import PnagSettings
-from orchestrator.prediction.earlier import Signals
+from orchestrator.prediction.earlier import Signals, same_task_trials
 from orchestrator.prediction.predictor import LEAST_NETWORKS, predictor_of_trials
 from searchspaces.space import SearchSpace, Tokens
 
@@ -28,24 +28,22 @@ START_SAMPLES = 2000    # uniform architectures among which the most promising a
 class Earlier:
     def __init__(self, space: SearchSpace, settings: PnagSettings, task: Task) -> None:
         self._space, self._settings, self._task = space, settings, task
-        runs = [_finite(space, run) for run in task.earlier]
-        self._others = [run for run in runs if not run.same_task]
-        self.trials = [Observation(tokens_T, float(accuracy), float(ms)) for run in runs if run.same_task
-                       for tokens_T, accuracy, ms in zip(run.tokens_NT, run.accuracy_N, run.latency_ms_N)]
+        self.trials = same_task_trials(space, task.earlier)
         self.keys = {trial.tokens.tobytes() for trial in self.trials}
+        others = [(space.canonical(run.tokens_NT), run.latency_ms_N) for run in task.earlier if not run.same_task]
         empty_NT = np.empty((0, len(space.choices)), dtype=np.int8)
-        self.tokens_NT = distinct(np.concatenate([empty_NT, *(run.tokens_NT for run in self._others)]))
-        self.known_ms = {tokens_T.tobytes(): float(ms) for run in self._others
-                         for tokens_T, ms in zip(run.tokens_NT, run.latency_ms_N) if np.isfinite(ms)}
+        self.tokens_NT = distinct(np.concatenate([empty_NT, *(tokens_NT for tokens_NT, _ in others)]))
+        self.known_ms = {tokens_T.tobytes(): float(ms) for tokens_NT, latency_N in others
+                         for tokens_T, ms in zip(tokens_NT, latency_N) if np.isfinite(ms)}
 
     @cached_property
     def signals(self) -> Signals | None:
-        return Signals.learn(self._space, self._others, self._settings.posterior, self._task.seed)
+        return Signals.learn(self._space, self._task.earlier, self._settings.posterior, self._task.seed)
 
     def warmup(self, planned: int) -> int:
         """Random architectures before the first round: fewer by the trials known, half where signals lead the way."""
         left = max(0, planned - len(self.trials))
-        return -(-left // 2) if self._others else left
+        return -(-left // 2) if len(self.tokens_NT) else left
 
     def start(self, count: int, rng: np.random.Generator) -> list[Proposal]:
         """The random start, every second one replaced by what is most promising under a budget according to the earlier
@@ -68,7 +66,7 @@ class Earlier:
         pool_NT = distinct(np.concatenate([self.tokens_NT, self._space.sample_uniform(rng, START_SAMPLES),
                                            near_extremes(self._space, START_SAMPLES // 2, rng)]))
         latency_N = latency(pool_NT)
-        score_N = self.signals.believe(self._space.features(pool_NT))[0].mean(axis=1)
+        score_N = self.signals.believe(self._space.features(pool_NT)).mean_N
         free_N, proposals = np.ones(len(pool_NT), dtype=bool), []
         for budget_ms in rng.permutation(np.linspace(min(self._task.budgets_ms), max(self._task.budgets_ms), count)):
             under_N = free_N & (latency_N <= budget_ms)
@@ -88,10 +86,3 @@ class Earlier:
         model = predictor_of_trials(self._space, known_NT, np.array(list(self.known_ms.values())))
         return lambda tokens_NT: np.array([self.known_ms.get(row.tobytes(), ms)
                                            for row, ms in zip(tokens_NT, model.predict(tokens_NT))])
-
-
-def _finite(space: SearchSpace, run: EarlierRun) -> EarlierRun:
-    """Its trials with an accuracy, canonical."""
-    known = np.isfinite(run.accuracy_N)
-    return EarlierRun(run.name, run.same_task, space.canonical(run.tokens_NT[known]), run.accuracy_N[known],
-                      run.latency_ms_N[known])
