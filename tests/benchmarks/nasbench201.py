@@ -22,7 +22,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from orchestrator.controllers.catalogue import make_controller
-from orchestrator.controllers.controller import Answer, Observation, Task
+from orchestrator.controllers.controller import Answer, EarlierRun, Observation, Task
 from searchspaces.errors import ConfigError, DataError, ParetorayError
 from searchspaces.nasbench201.space import NasBench201
 from searchspaces.space import SearchSpace, Tokens
@@ -64,14 +64,15 @@ class Run:
 
 
 def search(table: Table, budgets_ms: Sequence[float], evaluations: int, seed: int, controller_name: str,
-           space: SearchSpace | None = None, known: Sequence[int] = ()) -> Run:
+           space: SearchSpace | None = None, known: Sequence[int] = (), earlier: Sequence[EarlierRun] = ()) -> Run:
     """One run against the table as target and as evaluator; every look-up gives accuracy and latency. `space`: one with
-    the table's tokens, where that is not all of NAS-Bench-201; `known`: rows looked up before, at no further cost."""
+    the table's tokens, where that is not all of NAS-Bench-201; `known`: rows looked up before, at no further cost;
+    `earlier`: runs of `warm_start`."""
     if not budgets_ms or min(budgets_ms) <= 0:
         raise ConfigError(f"budgets are {list(budgets_ms)}; give at least one positive number of ms")
     evaluations = min(evaluations, len(table.arch_index) - len(known))
     row_of = {tokens.tobytes(): row for row, tokens in enumerate(table.tokens_NT)}
-    task = Task(tuple(budgets_ms), evaluations + len(known), seed)
+    task = Task(tuple(budgets_ms), evaluations + len(known), seed, earlier=tuple(earlier))
     controller = make_controller(controller_name, space or NasBench201(), task, {})
     looked_up: list[int] = []
     controller.observe([observation(table, row) for row in known])
