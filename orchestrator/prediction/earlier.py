@@ -148,7 +148,8 @@ class InformedPosterior:
     """Accuracy of any architecture from this task's trials and earlier runs; what it says is shaped as a Posterior's.
 
     `rest` is the posterior of what the trusted signals leave over of the normal scores; `centre_K` are the signals'
-    means over the trials, where the doubt about b does not matter; `stretch` makes b s vary as the scores do.
+    means over the trials, where the doubt about b does not matter; `agreement` is the share of the scores' deviation
+    that b s has, 0 where no earlier run is trusted.
     """
 
     signals: Signals
@@ -156,8 +157,7 @@ class InformedPosterior:
     centre_K: Array
     rest: Posterior
     scores: ScoreMap
-    opinion: float
-    stretch: float
+    agreement: float
 
     @classmethod
     def fit(cls, features_MF: NDArray[np.float32], accuracy_M: Array, signals: Signals, settings: PosteriorSettings,
@@ -168,9 +168,8 @@ class InformedPosterior:
         trust = learn_trust(features_MF[chosen], scores_M[chosen], signals_MK[chosen])
         prior_M = signals_MK @ trust.weights_K
         rest = Posterior.fit(features_MF, scores_M - prior_M, settings, seed)
-        correlation = min(1.0, float(prior_M.std() / max(scores_M.std(), 1e-9)))
         return cls(signals, trust, signals_MK.mean(axis=0), rest, ScoreMap.learn(accuracy_M),
-                   second_opinion(correlation), 1 / max(correlation, 1e-9))
+                   min(1.0, float(prior_M.std() / max(scores_M.std(), 1e-9))))
 
     def believe(self, features_NF: NDArray[np.float32]) -> Believed:
         signals_NK, spread_NK = self.signals.each(features_NF)
@@ -178,16 +177,17 @@ class InformedPosterior:
         away_NK = signals_NK - self.centre_K
         variance_N = ((spread_NK * self.trust.weights_K) ** 2).sum(axis=1) + np.einsum(
             "nk,kl,nl->n", away_NK, self.trust.doubt_KK, away_NK)
-        other_N, own = self.opinion * self.stretch * (away_NK @ self.trust.weights_K), 1 / (1 + self.opinion)
+        opinion = second_opinion(self.agreement)
+        other_N, own = opinion / max(self.agreement, 1e-9) * (away_NK @ self.trust.weights_K), 1 / (1 + opinion)
         trees_EN, smooth_N = (own * (part + prior_N + other_N) for part in (rest.trees_EN, rest.smooth_N))
-        spread_N = np.sqrt(rest.spread_N**2 + variance_N)
+        spread_N = own * np.sqrt(rest.spread_N**2 + variance_N)
         low_N, high_N = self.scores.accuracy(smooth_N - spread_N), self.scores.accuracy(smooth_N + spread_N)
         return Believed(self.scores.accuracy(trees_EN), self.scores.accuracy(smooth_N), (high_N - low_N) / 2)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"weights": self.trust.weights_K, "doubt": self.trust.doubt_KK,
                                  "centre": self.centre_K, "scores": self.scores.scores_Q,
-                                 "accuracy": self.scores.accuracy_Q, "opinion": self.opinion, "stretch": self.stretch}
+                                 "accuracy": self.scores.accuracy_Q, "agreement": self.agreement}
         for prefix, posterior in [("rest.", self.rest)] + [
                 (f"signal{k}.", posterior) for k, posterior in enumerate(self.signals.posteriors)]:
             state |= {prefix + name: value for name, value in posterior.state_dict().items()}
@@ -203,7 +203,7 @@ class InformedPosterior:
                   for name in ("weights", "doubt", "centre", "scores", "accuracy")}
         signals = Signals(tuple(part(f"signal{k}.") for k in range(len(arrays["weights"]))))
         return cls(signals, Trust(arrays["weights"], arrays["doubt"]), arrays["centre"], part("rest."),
-                   ScoreMap(arrays["scores"], arrays["accuracy"]), float(state["opinion"]), float(state["stretch"]))
+                   ScoreMap(arrays["scores"], arrays["accuracy"]), float(state["agreement"]))
 
 
 def same_task_trials(space: SearchSpace, runs: Sequence[EarlierRun]) -> list[Observation]:

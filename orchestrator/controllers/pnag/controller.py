@@ -132,7 +132,7 @@ class Pnag(Controller):
             return [p for p in design if p.tokens.tobytes() not in known][:LOOKAHEAD * self._round_size]
         budgets = self._training_budgets(knowledge)
         learner = self._learn(knowledge, budgets, self.settings.for_rounds(), seed=int(rng.integers(2**31)))
-        self._metrics = learner.metrics | {"round": float(round_number)}
+        self._metrics = learner.metrics | knowledge.metrics() | {"round": float(round_number)}
         candidates_NT = distinct(self._candidates(knowledge, learner, budgets, rng), known)
         slots_ms = np.concatenate([budget_slots(budgets, self._round_size, rng) for _ in range(LOOKAHEAD)])
         return select(knowledge, candidates_NT, slots_ms, largest_ms, self.settings.posterior.optimism, rng)
@@ -191,7 +191,7 @@ class Pnag(Controller):
             if knowledge is not None:
                 self._learners = [self._learn(knowledge, budgets, self.settings, self.task.seed + index)
                                   for index, budgets in enumerate(self._budget_sets(knowledge))]
-                self._metrics = self._learners[0].metrics
+                self._metrics = self._learners[0].metrics | knowledge.metrics()
         self._knowledge, self._learnt_from = knowledge, len(self._trials)
 
     def _budget_sets(self, knowledge: Knowledge) -> list[TrainingBudgets]:

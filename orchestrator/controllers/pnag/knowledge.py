@@ -88,6 +88,12 @@ class Knowledge:
         """int64[N]: index of the successful trial of each canonical architecture, -1 where there is none."""
         return np.array([self.row_of.get(row.tobytes(), -1) for row in tokens_NT], dtype=np.int64)
 
+    def metrics(self) -> dict[str, float]:
+        """How far the trials bear out what earlier runs say, 0 to 1."""
+        if not isinstance(self.posterior, InformedPosterior):
+            return {}
+        return {"agreement_with_earlier": self.posterior.agreement}
+
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"tokens": self.tokens_MT, "accuracy": self.accuracy_M, "latency_ms": self.latency_M,
                                  "borrowed": self.borrowed}

@@ -98,7 +98,7 @@ def test_posterior_gains_from_a_true_signal_and_loses_nothing_to_a_misleading_on
     plain = Posterior.fit(features, accuracy, SETTINGS, seed=0)
     ranks = [spearmanr(posterior.believe(SPACE.features(unseen_NT)).mean_N, truth(unseen_NT))[0]
              for posterior in (informed, plain)]
-    assert (informed.opinion > 0.5) is helps
+    assert (informed.agreement > 0.5) is helps
     assert ranks[0] > ranks[1] + (0.1 if helps else -0.05), ranks
     restored = posterior_from_state(informed.state_dict())
     for name in ("trees_EN", "smooth_N", "spread_N"):
