@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from actors.objectpath import as_path
 from orchestrator.record.progress import quantity
 from orchestrator.record.store import NARROW, run_arguments
 from orchestrator.report.data import RunView, column_numbers
@@ -46,10 +47,21 @@ def facts(run: RunView) -> str:
         "Architectures chosen" if run.bare else "Models handed over":
             f"{_handed_over(run)} for {len({r['budget_ms'] for r in run.generated})} budgets",
     }
+    if run.config.get("warm_start"):
+        facts["Earlier runs"] = _earlier(run)
     if np.isfinite(started).any():
         facts["First trial"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(np.nanmin(started)))
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v or 'unknown')}</dd></div>" for k, v in facts.items())
     return f'<dl class="facts">{items}</dl>'
+
+
+def _earlier(run: RunView) -> str:
+    """Whose trials it started from, and how far its own trials agree with those of other tasks, where that was found.
+    """
+    names = ", ".join(as_path(str(name)).name for name in run.config["warm_start"])
+    agreement = [value for event in run.events for key, value in event.items()
+                 if key.endswith("agreement_with_earlier") and isinstance(value, int | float)]
+    return f"{names} (agreement {agreement[-1]:.2f})" if agreement else names
 
 
 def _name(run: RunView, section: str) -> str:

@@ -27,7 +27,7 @@ from actors.latency.result import LatencyResult
 from actors.objectpath import AnyPath, as_path, matching, parquet_source
 from orchestrator.config import Config, load_config
 from orchestrator.controllers.controller import EarlierRun, LatencyModel
-from orchestrator.data.accuracy import TrainingAccuracy
+from orchestrator.data.accuracy import SupernetAccuracy, TableAccuracy, TrainingAccuracy
 from orchestrator.prediction.predictor import LEAST_NETWORKS, LatencyPredictor
 from orchestrator.record.files import read_json, write_atomically, write_json
 from orchestrator.record.goals import Goal, target_state
@@ -198,7 +198,17 @@ def _tokens(space: SearchSpace) -> list[tuple[str, tuple[int | float | str, ...]
 
 
 def _same_task(earlier: Config, state: dict[str, Any], config: Config, splits: Splits) -> bool:
-    """Accuracies on one scale: the same dataset and classes, and the same way to get an accuracy."""
-    recipes = [(c.accuracy.source, getattr(c.accuracy, "epochs", None)) for c in (earlier, config)]
+    """Accuracies on one scale: the same dataset and classes, and the same way to get an accuracy. Each supernet has a
+    scale of its own."""
+    if isinstance(config.accuracy, SupernetAccuracy):
+        return False
     recorded = (state.get("dataset"), tuple(state.get("classes", ())))
-    return recorded == (splits.name, splits.classes) and recipes[0] == recipes[1]
+    return recorded == (splits.name, splits.classes) and _recipe(earlier) == _recipe(config)
+
+
+def _recipe(config: Config) -> tuple[Any, ...]:
+    """What decides about an accuracy beside the images; of a table its column, as the images do not matter then."""
+    accuracy = config.accuracy
+    if isinstance(accuracy, TableAccuracy):
+        return accuracy.source, str(accuracy.path), accuracy.accuracy_column
+    return accuracy.source, getattr(accuracy, "epochs", None)

@@ -13,16 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
 
 from orchestrator.controllers.catalogue import make_controller
-from orchestrator.controllers.controller import Answer, Observation, Task
+from orchestrator.controllers.controller import Answer, EarlierRun, Observation, Task
 from searchspaces.errors import ConfigError, DataError, ParetorayError
 from searchspaces.nasbench201.space import NasBench201
 from searchspaces.space import SearchSpace, Tokens
@@ -64,15 +65,17 @@ class Run:
 
 
 def search(table: Table, budgets_ms: Sequence[float], evaluations: int, seed: int, controller_name: str,
-           space: SearchSpace | None = None, known: Sequence[int] = ()) -> Run:
+           space: SearchSpace | None = None, known: Sequence[int] = (), earlier: Sequence[EarlierRun] = (),
+           options: Mapping[str, Any] | None = None) -> Run:
     """One run against the table as target and as evaluator; every look-up gives accuracy and latency. `space`: one with
-    the table's tokens, where that is not all of NAS-Bench-201; `known`: rows looked up before, at no further cost."""
+    the table's tokens, where that is not all of NAS-Bench-201; `known`: rows looked up before, at no further cost;
+    `earlier`: runs of `warm_start`; `options`: the controller's."""
     if not budgets_ms or min(budgets_ms) <= 0:
         raise ConfigError(f"budgets are {list(budgets_ms)}; give at least one positive number of ms")
     evaluations = min(evaluations, len(table.arch_index) - len(known))
     row_of = {tokens.tobytes(): row for row, tokens in enumerate(table.tokens_NT)}
-    task = Task(tuple(budgets_ms), evaluations + len(known), seed)
-    controller = make_controller(controller_name, space or NasBench201(), task, {})
+    task = Task(tuple(budgets_ms), evaluations + len(known), seed, earlier=tuple(earlier))
+    controller = make_controller(controller_name, space or NasBench201(), task, options or {})
     looked_up: list[int] = []
     controller.observe([observation(table, row) for row in known])
     while len(looked_up) < evaluations:
@@ -83,7 +86,7 @@ def search(table: Table, budgets_ms: Sequence[float], evaluations: int, seed: in
         looked_up += rows
         controller.observe([observation(table, row) for row in rows])
     answers = controller.generate(budgets_ms, alternatives=evaluations + len(known))
-    return Run(looked_up, [_choice(options, row_of) for options in answers])
+    return Run(looked_up, [_choice(alternatives, row_of) for alternatives in answers])
 
 
 def observation(table: Table, row: int) -> Observation:

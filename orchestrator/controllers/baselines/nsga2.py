@@ -10,6 +10,8 @@ pymoo owns selection and survival (its `ask` and `tell`), the search space owns 
 P successful trials of the log in their order, whoever proposed them, and its children are a fixed sequence for the
 seed, so a replayed log has the same population and the same next children. The sequence is longer than P:
 with many workers nobody waits for the last child of a generation; late children count in the next one.
+
+With earlier runs (`warm_start`) population_0 begins with their best under the task's budgets, evaluated again.
 """
 from __future__ import annotations
 
@@ -28,6 +30,7 @@ from pymoo.core.problem import Problem
 from pymoo.core.termination import NoTermination
 
 from orchestrator.controllers.baselines.answers import TrialAnswers, within
+from orchestrator.controllers.baselines.earlier import recommended
 from orchestrator.controllers.baselines.random import distinct_samples
 from orchestrator.controllers.controller import Observation, Proposal
 from orchestrator.settings import Section
@@ -51,12 +54,14 @@ class Nsga2(TrialAnswers):
     """See the module docstring."""
 
     settings: Nsga2Settings
+    uses_earlier_runs = True
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.algorithm = _algorithm(self.space, self.settings, len(self.space.choices))
         self.generation = 0                    # populations that were formed
-        self._random = filter(self.is_new, distinct_samples(self.space, self.task))
+        best_before = recommended(self.space, self.task, self.settings.population)
+        self._random = filter(self.is_new, chain(best_before, distinct_samples(self.space, self.task)))
         self._children: Iterator[Tokens] = iter(())
 
     @classmethod

@@ -57,14 +57,18 @@ def near_extremes(space: SearchSpace, count: int, rng: np.random.Generator) -> T
     return np.concatenate([space.mutate(rng, ends_NT, share) for share in (0.05, 0.15, 0.3, 0.5)])
 
 
-def elites(knowledge: Knowledge, budgets: TrainingBudgets) -> Tokens:
-    """int8[*, T]: the best trials by posterior mean under budgets across the range."""
-    accuracy_M = knowledge.accuracy(knowledge.tokens_MT)
-    best: list[int] = [int(knowledge.latency_M.argmin())]
+def elites(knowledge: Knowledge, budgets: TrainingBudgets, others_NT: Tokens | None = None) -> Tokens:
+    """int8[*, T]: the best trials by posterior mean under budgets across the range, others among them."""
+    tokens_NT, latency_N = knowledge.tokens_MT, knowledge.latency_M
+    if others_NT is not None and len(others_NT):
+        tokens_NT = distinct(np.concatenate([tokens_NT, others_NT]))
+        latency_N = knowledge.latency_ms(tokens_NT)
+    accuracy_N = knowledge.accuracy(tokens_NT)
+    best: list[int] = [int(latency_N.argmin())]
     for budget_ms in np.linspace(budgets.values_ms[0], budgets.values_ms[-1], ELITE_BUDGETS):
-        under = np.flatnonzero(knowledge.latency_M <= budget_ms)
-        best.extend(under[np.argsort(-accuracy_M[under], kind="stable")[:ELITES]].tolist())
-    return knowledge.tokens_MT[np.unique(best)]
+        under = np.flatnonzero(latency_N <= budget_ms)
+        best.extend(under[np.argsort(-accuracy_N[under], kind="stable")[:ELITES]].tolist())
+    return tokens_NT[np.unique(best)]
 
 
 def offspring(space: SearchSpace, parents_NT: Tokens, count: int, rng: np.random.Generator) -> Tokens:
@@ -84,13 +88,14 @@ def select(knowledge: Knowledge, candidates_NT: Tokens, slots_ms: NDArray[np.flo
     latency_N = knowledge.latency_ms(candidates_NT)
     candidates_NT, latency_N = candidates_NT[latency_N <= largest_ms], latency_N[latency_N <= largest_ms]
     upper_N = knowledge.believe(candidates_NT).upper_N(optimism)
+    certain_N = knowledge.looked_up(candidates_NT)
     upper_N = upper_N + 1e-9 * rng.random(len(upper_N))  # ties are broken at random
     known_M = knowledge.accuracy(knowledge.tokens_MT)
     free_N = np.ones(len(candidates_NT), dtype=bool)
     proposals: list[Proposal] = []
     for budget_ms in slots_ms[:len(candidates_NT)]:
         incumbent = known_M[knowledge.latency_M <= budget_ms].max(initial=0.0)
-        chance_N = knowledge.chance(latency_N, budget_ms)
+        chance_N = np.where(certain_N, latency_N <= budget_ms, knowledge.chance(latency_N, budget_ms))
         gain_N = np.maximum(upper_N - incumbent, 0) + LEAST_GAIN * upper_N
         index = int(np.where(free_N, chance_N * gain_N, -np.inf).argmax())
         free_N[index] = False

@@ -33,6 +33,7 @@ from orchestrator.controllers.pnag.candidates import (
     offspring,
     select,
 )
+from orchestrator.controllers.pnag.earlier import Earlier
 from orchestrator.controllers.pnag.evaluator import Triplets
 from orchestrator.controllers.pnag.knowledge import Knowledge
 from orchestrator.controllers.pnag.learner import Learner, learn, restore
@@ -47,9 +48,11 @@ class Pnag(Controller):
     """See the module docstring and the contract in controller.py."""
 
     settings: PnagSettings
+    uses_earlier_runs = True
 
     def __init__(self, space: SearchSpace, settings: PnagSettings, task: Task) -> None:
         super().__init__(space, settings.resolved(), task)
+        self._earlier = Earlier(space, self.settings, task) if task.earlier else None
         self._trials: list[Observation] = []
         self._observed: set[bytes] = set()
         self._pending: set[bytes] = set()
@@ -100,7 +103,8 @@ class Pnag(Controller):
 
     def _round_start(self, round_number: int) -> int:
         """Trials that decide round r: rounds grow with what is known, so that learning stays a small part."""
-        start = min(self.settings.collection.warmup, self.task.evaluations)
+        warmup = self.settings.collection.warmup
+        start = min(self._earlier.warmup(warmup) if self._earlier else warmup, self.task.evaluations)
         for _ in range(round_number):
             start += self._batch(start)
         return start
@@ -116,17 +120,19 @@ class Pnag(Controller):
         largest_ms = max(self.task.budgets_ms)
         self._round_size = count if round_number < 0 else self._batch(count)
         known = {trial.tokens.tobytes() for trial in self._trials[:count]} if round_number >= 0 else set()
+        known |= self._earlier.keys if self._earlier else set()
         knowledge = None
         random_only = self.settings.collection.random_only
         if round_number >= 0 and not random_only:
             knowledge = self._fit_knowledge(self._trials[:count])
         if knowledge is None:
-            design = initial_design(self.space, None if random_only else self.task.latency, largest_ms,
-                                    LOOKAHEAD * self._round_size + len(known), rng)
+            wanted = LOOKAHEAD * self._round_size + len(known)
+            design = (self._earlier.start(wanted, rng) if self._earlier and not random_only else
+                      initial_design(self.space, None if random_only else self.task.latency, largest_ms, wanted, rng))
             return [p for p in design if p.tokens.tobytes() not in known][:LOOKAHEAD * self._round_size]
         budgets = self._training_budgets(knowledge)
         learner = self._learn(knowledge, budgets, self.settings.for_rounds(), seed=int(rng.integers(2**31)))
-        self._metrics = learner.metrics | {"round": float(round_number)}
+        self._metrics = learner.metrics | knowledge.metrics() | {"round": float(round_number)}
         candidates_NT = distinct(self._candidates(knowledge, learner, budgets, rng), known)
         slots_ms = np.concatenate([budget_slots(budgets, self._round_size, rng) for _ in range(LOOKAHEAD)])
         return select(knowledge, candidates_NT, slots_ms, largest_ms, self.settings.posterior.optimism, rng)
@@ -137,15 +143,17 @@ class Pnag(Controller):
         third = max(1, self.settings.collection.candidates // 3)
         asked_B = rng.uniform(budgets.values_ms[0], budgets.values_ms[-1], size=GENERATOR_BUDGETS)
         generated_NT = learner.sample(asked_B, -(-third // GENERATOR_BUDGETS), int(rng.integers(2**31)), greedy=False)
-        parents_NT = elites(knowledge, budgets)
-        parts = (generated_NT.reshape(-1, parents_NT.shape[1]), offspring(self.space, parents_NT, third, rng),
+        parents_NT = elites(knowledge, budgets, self._earlier.tokens_NT if self._earlier else None)
+        earlier = (parents_NT,) if self._earlier else ()        # some of them are no trials of this run yet
+        parts = (*earlier, generated_NT.reshape(-1, parents_NT.shape[1]), offspring(self.space, parents_NT, third, rng),
                  self.space.sample_uniform(rng, third // 2), near_extremes(self.space, third // 2, rng))
         return np.concatenate(parts)
 
     # --- learning --------------------------------------------------------------------------------------------------
 
     def _fit_knowledge(self, trials: Sequence[Observation]) -> Knowledge | None:
-        return Knowledge.fit(self.space, trials, self.settings.posterior, self.task.latency, self.task.seed)
+        return Knowledge.fit(self.space, trials, self.settings.posterior, self.task.latency, self.task.seed,
+                             self._earlier)
 
     def _training_budgets(self, knowledge: Knowledge) -> TrainingBudgets:
         """Section 5.1: the user's range, else from the task's budgets, else the 5th to 95th percentile of costs."""
@@ -183,7 +191,7 @@ class Pnag(Controller):
             if knowledge is not None:
                 self._learners = [self._learn(knowledge, budgets, self.settings, self.task.seed + index)
                                   for index, budgets in enumerate(self._budget_sets(knowledge))]
-                self._metrics = self._learners[0].metrics
+                self._metrics = self._learners[0].metrics | knowledge.metrics()
         self._knowledge, self._learnt_from = knowledge, len(self._trials)
 
     def _budget_sets(self, knowledge: Knowledge) -> list[TrainingBudgets]:
@@ -214,13 +222,13 @@ class Pnag(Controller):
         latency_N, row_N = knowledge.latency_ms(pool_NT), knowledge.rows(pool_NT)
         mean_N = knowledge.accuracy(pool_NT)
         score_N = mean_N if by_posterior else learner.scores(pool_NT, np.full(len(pool_NT), budget_ms))
-        accuracy_N = np.where(row_N >= 0, knowledge.accuracy_M[row_N], mean_N)
+        accuracy_N = np.where(row_N >= knowledge.borrowed, knowledge.accuracy_M[row_N], mean_N)
         feasible_N = latency_N <= budget_ms
         order = np.argsort(-score_N, kind="stable")
         order = order[feasible_N[order]][:alternatives] if feasible_N.any() else np.array([latency_N.argmin()])
         clamped = bool(learner.budgets.clamped([budget_ms])[0])
         return [Answer(budget_ms, pool_NT[i], float(latency_N[i]), float(accuracy_N[i]), float(score_N[i]),
-                       bool(row_N[i] >= 0), bool(feasible_N[i]), clamped) for i in order]
+                       bool(row_N[i] >= knowledge.borrowed), bool(feasible_N[i]), clamped) for i in order]
 
     def _uninformed(self, budget_ms: float) -> Answer:
         """Before anything could be learnt: the architecture that the space says is the fastest."""

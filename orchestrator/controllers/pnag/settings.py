@@ -70,7 +70,8 @@ class GeneratorSettings(Frozen):
 class CollectionSettings(Frozen):
     """Which architectures are worth an evaluation: a random start, then rounds of proposals."""
 
-    warmup: int = Field(20, ge=2, le=1_000_000, description="random architectures before the first round")
+    warmup: int = Field(20, ge=2, le=1_000_000, description=(
+        "random architectures before the first round; with earlier runs half as many, half of them promising"))
     batch: int = Field(5, ge=1, le=1_000_000, description="least evaluations between two rounds of learning")
     growth: float = Field(0.2, ge=0, le=1, description="a round has at least this share of the trials known before it")
     candidates: int = Field(3000, ge=16, le=1_000_000, description="architectures among which uncertainty selects")

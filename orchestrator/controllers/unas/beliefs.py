@@ -21,6 +21,8 @@ from torch import Tensor
 
 from orchestrator.controllers.controller import LatencyModel, Observation
 from orchestrator.controllers.unas.settings import BlackBoxOptions
+from orchestrator.prediction import earlier
+from orchestrator.prediction.earlier import InformedPosterior, Signals
 from orchestrator.prediction.posterior import Posterior
 from orchestrator.prediction.predictor import predictor_of_trials
 from searchspaces.space import SearchSpace, Tokens
@@ -35,11 +37,14 @@ class Beliefs:
     """The losses L_B of any architecture, remembered for those that were asked for before."""
 
     def __init__(self, space: SearchSpace, trials: Sequence[Observation], latency: LatencyModel | None,
-                 budgets_ms: Sequence[float], options: BlackBoxOptions, seed: int) -> None:
-        """`latency`: None where it is known through trials only."""
+                 budgets_ms: Sequence[float], options: BlackBoxOptions, seed: int,
+                 signals: Signals | None = None, own: bool = True) -> None:
+        """`latency`: None where it is known through trials only. `signals`: of earlier runs on other tasks; without
+        trials of one's `own` they alone are believed, and `trials` are theirs."""
         self.space, self.options, self.budgets_B = space, options, np.asarray(budgets_ms, dtype=np.float64)
         tokens_MT = np.stack([trial.tokens for trial in trials])
-        self.posterior = fit_posterior(space, trials, options, seed)
+        self.posterior: Posterior | InformedPosterior | Signals = (
+            fit_posterior(space, trials, options, seed, signals) if own or signals is None else signals)
         latency_M = np.array([trial.latency_ms for trial in trials])
         self.latency = latency or predictor_of_trials(space, tokens_MT, latency_M)
         self.spread = max(1e-9, float(self.posterior.believe(space.features(tokens_MT)).mean_N.std()))
@@ -65,10 +70,11 @@ class Beliefs:
         return both_N2[:, 0], both_N2[:, 1]
 
 
-def fit_posterior(space: SearchSpace, trials: Sequence[Observation], options: BlackBoxOptions, seed: int) -> Posterior:
+def fit_posterior(space: SearchSpace, trials: Sequence[Observation], options: BlackBoxOptions, seed: int,
+                  signals: Signals | None = None) -> Posterior | InformedPosterior:
     tokens_MT = np.stack([trial.tokens for trial in trials])
-    return Posterior.fit(space.features(tokens_MT), np.array([trial.accuracy for trial in trials]), options.posterior,
-                         seed)
+    return earlier.fit_posterior(space.features(tokens_MT), np.array([trial.accuracy for trial in trials]), signals,
+                                 options.posterior, seed)
 
 
 def follow(beliefs: Beliefs, seed: int) -> Logits:

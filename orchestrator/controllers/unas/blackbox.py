@@ -3,6 +3,10 @@
 Every `batch` trials the beliefs are fitted anew and one distribution per budget follows them from the uniform one
 (beliefs.py). Proposals are samples of the distributions, budgets in turn; answers are the trials under a budget that
 are believed to be the most accurate, because one cheap training is a noisy witness.
+
+With earlier runs (`warm_start`) on other tasks distributions exist before the first trial: they follow what these runs
+make one believe, and every second architecture of the start is their sample. Afterwards the earlier runs are part of
+the beliefs as far as the trials bear them out (prediction/earlier.py). Trials of the same task count as this run's.
 """
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from orchestrator.controllers.controller import Answer, Observation, Proposal, T
 from orchestrator.controllers.unas.beliefs import Beliefs, Logits, fit_posterior, follow
 from orchestrator.controllers.unas.derived import sample, settled, softmax
 from orchestrator.controllers.unas.settings import BlackBoxOptions
+from orchestrator.prediction.earlier import InformedPosterior, Signals, posterior_from_state, same_task_trials
 from orchestrator.prediction.posterior import Posterior
 from orchestrator.prediction.predictor import LEAST_NETWORKS
 from searchspaces.space import SearchSpace, Tokens
@@ -29,11 +34,13 @@ FLATTER = 4     # times that a distribution without new samples is flattened bef
 class BlackBoxUnas(TrialAnswers):
     def __init__(self, space: SearchSpace, settings: BlackBoxOptions, task: Task) -> None:
         super().__init__(space, settings, task)
+        self._before = same_task_trials(space, task.earlier)
+        self._signals = Signals.learn(space, task.earlier, settings.posterior, task.seed)
         self._successes: list[int] = []         # successful trials among the first so many of the log
         self._round = 0                         # trials of the log that the distributions follow
         self._beliefs: Beliefs | None = None
         self._logits: Logits = []
-        self._posterior: tuple[int, Posterior | None] = (0, None)   # for answers: from so many trials
+        self._posterior: tuple[int, Posterior | InformedPosterior | None] = (0, None)  # for answers, of so many trials
 
     def observe(self, trials: Sequence[Observation]) -> None:
         for trial in trials:
@@ -53,12 +60,34 @@ class BlackBoxUnas(TrialAnswers):
         """A round: how many trials it learns from depends on the length of the log alone."""
         behind = (self.observed - self.settings.warm_up) % self.settings.batch
         length = self.observed - behind
-        if length == self._round or length < self.settings.warm_up or self._successes[length - 1] < LEAST_NETWORKS:
+        if self.observed < self.settings.warm_up:
+            self._follow_earlier()
             return
+        trials = self._before + self.trials[:self._successes[length - 1]]
+        if length == self._round or len(trials) < LEAST_NETWORKS:
+            return
+        self._learn(trials, length)
+
+    def _follow_earlier(self) -> None:
+        """Before the first round: trials of the same task, or the signals of others where latencies are known."""
+        if self._beliefs is not None or not self.task.earlier:
+            return
+        if len(self._before) >= LEAST_NETWORKS:
+            self._learn(self._before, 0)
+        elif self._signals is not None and len(known := self._known_before()) >= LEAST_NETWORKS:
+            self._learn(known, 0, own=False)
+
+    def _known_before(self) -> list[Observation]:
+        """Trials of other tasks whose latency on this device is known."""
+        return [Observation(row, float(accuracy), float(ms)) for run in self.task.earlier
+                for row, accuracy, ms in zip(self.space.canonical(run.tokens_NT), run.accuracy_N, run.latency_ms_N)
+                if np.isfinite(accuracy) and np.isfinite(ms)]
+
+    def _learn(self, trials: Sequence[Observation], length: int, own: bool = True) -> None:
         seed = self._seed(length)
         with threadpool_limits(1):
-            self._beliefs = Beliefs(self.space, self.trials[:self._successes[length - 1]], self.task.latency,
-                                    self.task.budgets_ms, self.settings, seed)
+            self._beliefs = Beliefs(self.space, trials, self.task.latency, self.task.budgets_ms, self.settings, seed,
+                                    self._signals, own)
             self._logits = follow(self._beliefs, seed)
         self._round = length
 
@@ -67,7 +96,7 @@ class BlackBoxUnas(TrialAnswers):
 
     def _sampled(self) -> Proposal | None:
         """Of new samples for one budget the one with the least believed loss."""
-        if self._beliefs is None:
+        if self._beliefs is None or (self._round < self.settings.warm_up and len(self._taken) % 2):
             return None
         position, count = len(self._taken), len(self.task.budgets_ms)
         turn = np.random.default_rng([self.task.seed, position // count]).permutation(count)[position % count]
@@ -109,11 +138,13 @@ class BlackBoxUnas(TrialAnswers):
     def _believed(self) -> NDArray[np.float64] | None:
         """float64[M]: the accuracy of every successful trial as all of them make it look."""
         count, posterior = self._posterior
-        if count != len(self.trials) and len(self.trials) >= LEAST_NETWORKS:
+        trials = self._before + self.trials
+        if count != len(self.trials) and len(trials) >= LEAST_NETWORKS:
             with threadpool_limits(1):
-                posterior = fit_posterior(self.space, self.trials, self.settings, self._seed(len(self.trials)))
+                posterior = fit_posterior(self.space, trials, self.settings, self._seed(len(self.trials)),
+                                          self._signals)
             self._posterior = len(self.trials), posterior
-        if posterior is None:
+        if posterior is None or not self.trials:
             return None
         return posterior.believe(self.space.features(np.stack([trial.tokens for trial in self.trials]))).mean_N
 
@@ -127,8 +158,9 @@ class BlackBoxUnas(TrialAnswers):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        learned = {name.removeprefix("posterior."): value for name, value in state.items() if "posterior." in name}
-        self._posterior = len(self.trials), Posterior.from_state(learned) if learned else None
+        learned = {name.removeprefix("posterior."): value for name, value in state.items()
+                   if name.startswith("posterior.")}
+        self._posterior = len(self.trials), posterior_from_state(learned) if learned else None
 
     def metrics(self) -> dict[str, float]:
         if not self._logits:

@@ -23,6 +23,7 @@ from searchspaces.training.weights import WeightSettings
 
 class Unas(Controller):
     trains_supernet = True
+    uses_earlier_runs = True
 
     def __init__(self, space: SearchSpace, settings: UnasOptions, task: Task) -> None:
         super().__init__(space, settings, task)

@@ -4,6 +4,9 @@ become trials and answers (specification 9).
 The first proposals are the derived architectures, the most probable choice of every decision, one per budget. Samples
 of the distributions follow, budgets in turn: a distribution that is not yet sure is worth more than its mode. Answers
 are the most accurate trials under a budget, so a budget nobody asked for before gets one too.
+
+With earlier runs (`warm_start`) their best architecture under each budget is evaluated as well, with this run's
+weights. The distributions themselves are not touched: they learn from weights, of which earlier runs have none to give.
 """
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.controllers.baselines.answers import TrialAnswers, within
+from orchestrator.controllers.baselines.earlier import recommended
 from orchestrator.controllers.controller import Proposal, Task
 from orchestrator.controllers.unas.settings import UnasOptions
 from searchspaces.space import SearchSpace, Tokens
@@ -28,6 +32,7 @@ class DerivedUnas(TrialAnswers):
     def __init__(self, space: SearchSpace, settings: UnasOptions, task: Task) -> None:
         super().__init__(space, settings, task)
         self._probabilities = [[softmax(logits) for logits in of_budget] for of_budget in task.distributions]
+        self._recommended = list(recommended(space, task, len(task.budgets_ms)))
 
     def propose(self, n: int) -> list[Proposal]:
         wanted: list[Proposal] = []
@@ -43,6 +48,8 @@ class DerivedUnas(TrialAnswers):
             tokens_T = self.space.most_probable(probabilities)
             if within(self.task, tokens_T[None], max(self.task.budgets_ms))[0]:
                 yield tokens_T, budget_ms
+        for budget_ms, tokens_T in zip(self.task.budgets_ms, self._recommended):
+            yield tokens_T, budget_ms
 
     def _sampled(self) -> Proposal | None:
         """A new sample under its budget: random numbers depend on the seed and on what is observed or pending."""

@@ -18,7 +18,7 @@ from orchestrator.controllers.baselines.evolution import RegularisedEvolution, t
 from orchestrator.controllers.baselines.nsga2 import Nsga2
 from orchestrator.controllers.catalogue import check_controller_options, make_controller
 from orchestrator.controllers.conformance import SyntheticLatency, check_controller, synthetic_trials
-from orchestrator.controllers.controller import Observation, Proposal, Task
+from orchestrator.controllers.controller import EarlierRun, Observation, Proposal, Task
 from searchspaces.errors import ConfigError
 from searchspaces.nasbench201.space import NasBench201
 from searchspaces.space import SearchSpace
@@ -292,6 +292,26 @@ def test_survivors_are_those_of_the_paper(seed: int, largest_ms: float) -> None:
         alive = {pool[i] for i in survivors_by_hand(points[pool], largest_ms, size)}
     assert controller.generation == 3
     assert {row.tobytes() for row in controller.algorithm.pop.get("X")} == {tokens[i].tobytes() for i in alive}
+
+
+def test_the_first_population_is_what_was_best_before() -> None:
+    """By brute force: budgets spread over the task's, two earlier runs in turn; afterwards as without earlier runs."""
+    parts = [SPACE.everything()[first::5] for first in (0, 1)]
+    known = [evaluated([Proposal(row) for row in part]) for part in parts]
+    earlier = tuple(EarlierRun(str(index), False, part, np.array([t.accuracy for t in trials]),
+                               np.array([t.latency_ms if i % 7 else math.nan for i, t in enumerate(trials)]))
+                    for index, (part, trials) in enumerate(zip(parts, known)))
+    task = Task(BUDGETS, 60, 0, ToyLatency(SPACE), earlier)
+    expected: list[tuple[int, ...]] = []
+    for position, budget_ms in enumerate(np.linspace(3.0, 8.0, 6)):
+        left = [t for i, t in enumerate(known[position % 2]) if i % 7 and t.latency_ms <= budget_ms
+                and tuple(int(v) for v in t.tokens) not in expected]
+        if left:
+            expected.append(tuple(int(v) for v in max(left, key=lambda t: t.accuracy).tokens))
+    proposals = baseline("nsga2", task=task, population=6).propose(12)
+    assert rows(proposals)[:len(expected)] == expected and len(expected) >= 5
+    plain = rows(baseline("nsga2", population=6, task=Task(BUDGETS, 60, 0, ToyLatency(SPACE))).propose(12))
+    assert rows(proposals)[len(expected):] == [row for row in plain if row not in expected][:12 - len(expected)]
 
 
 def test_children_come_from_the_population() -> None:

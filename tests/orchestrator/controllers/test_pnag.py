@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 
 from orchestrator.controllers.catalogue import check_controller_options, make_controller
 from orchestrator.controllers.conformance import check_controller
-from orchestrator.controllers.controller import Observation, Task
+from orchestrator.controllers.controller import EarlierRun, Observation, Task
 from orchestrator.controllers.pnag.budgets import TrainingBudgets
 from orchestrator.controllers.pnag.controller import Pnag
 from orchestrator.controllers.pnag.generator import Generator
@@ -20,6 +20,7 @@ from orchestrator.controllers.pnag.policy_gradient import train_generator
 from orchestrator.controllers.pnag.settings import GeneratorSettings
 from searchspaces.errors import ConfigError
 from searchspaces.nasbench201.space import NasBench201
+from searchspaces.space import Tokens
 from tests.orchestrator.controllers.toy import ToyLatency, ToySpace, toy_accuracy, toy_trials
 
 SPACE = ToySpace()
@@ -145,6 +146,72 @@ def test_failed_trials_are_never_proposed_again() -> None:
     later = controller.propose(40)
     assert not {p.tokens.tobytes() for p in first} & {p.tokens.tobytes() for p in later}
     assert controller.generate([5.0])[0][0].tokens.shape == (7,)  # nothing succeeded, still an answer
+
+
+def other_task(tokens_NT: Tokens) -> NDArray[np.float64]:
+    """What another dataset says: the toy's accuracies on another scale, with errors of its own."""
+    noise_N = np.array([hash_share(row) for row in tokens_NT])
+    return np.clip(0.1 + 0.6 * toy_accuracy(SPACE, tokens_NT) ** 2 + 0.01 * noise_N, 0, 1)
+
+
+def hash_share(tokens_T: Tokens) -> float:
+    return float(np.random.default_rng(tokens_T.astype(np.int64)).normal())
+
+
+QUICK: dict[str, Any] = {"generator": {"updates": 30, "round_updates": 5}, "posterior": {"trees": 10},
+                         "evaluator": {"hidden": 16, "epochs": 2, "least_steps": 20, "pseudo_triplets": 50}}
+
+
+def warm_started(earlier: EarlierRun) -> Pnag:
+    controller = make_controller("pnag", SPACE, Task(BUDGETS, 30, 0, ToyLatency(SPACE), (earlier,)), SMALL | QUICK | {
+        "budgets": 4})
+    assert isinstance(controller, Pnag)
+    return controller
+
+
+def test_a_search_starts_from_earlier_runs_of_another_task() -> None:
+    """Half of a start half as long is promising; the rest replays; the state answers without the earlier run."""
+    rows = SPACE.everything()[::3]
+    earlier = EarlierRun("first", False, rows, other_task(rows), ToyLatency(SPACE).predict(rows))
+    controller = warm_started(earlier)
+    start = controller.propose(10)
+    assert len(start) == 10 and len(controller.propose(1)) == 1, "the start is ten architectures, then some to spare"
+    for proposal in start[::2]:
+        assert proposal.budget_ms is not None
+        under = rows[ToyLatency(SPACE).predict(rows) <= proposal.budget_ms]
+        assert toy_accuracy(SPACE, proposal.tokens[None])[0] > np.quantile(toy_accuracy(SPACE, under), 0.8)
+    assert all(proposal.budget_ms is None for proposal in start[1::2])
+    log = toy_trials(SPACE, np.stack([p.tokens for p in start]))
+    controller, again = warm_started(earlier), warm_started(earlier)
+    controller.observe(log)
+    log += searched(controller, 10)
+    again.observe(log)
+    assert [p.tokens.tolist() for p in again.propose(5)] == [p.tokens.tolist() for p in controller.propose(5)]
+    assert controller.metrics()["agreement_with_earlier"] > 0.7
+    answers = controller.generate(BUDGETS)
+    for (answer,), budget_ms in zip(answers, BUDGETS):
+        assert answer.accuracy >= optimum(budget_ms) - 0.03
+    restored = pnag(**QUICK)
+    state = controller.state_dict()
+    arrays = {k: torch.as_tensor(v).contiguous() for k, v in state.items() if not isinstance(v, int | float | str)}
+    restored.load_state_dict(load(save(arrays)) | {k: v for k, v in state.items() if k not in arrays})
+    assert [a[0].score for a in restored.generate(BUDGETS)] == [a[0].score for a in answers]
+
+
+def test_trials_of_the_same_task_are_trials() -> None:
+    """No random start; nothing known is proposed again; an answer nobody evaluated in this run is not an observed one.
+    """
+    rows = SPACE.everything()[::4]
+    trials = toy_trials(SPACE, rows)
+    earlier = EarlierRun("first", True, rows, toy_accuracy(SPACE, rows), ToyLatency(SPACE).predict(rows))
+    controller = warm_started(earlier)
+    proposals = controller.propose(5)
+    assert all(proposal.budget_ms is not None for proposal in proposals)
+    assert not {p.tokens.tobytes() for p in proposals} & {t.tokens.tobytes() for t in trials}
+    controller.observe(toy_trials(SPACE, np.stack([p.tokens for p in proposals])))
+    own = {p.tokens.tobytes() for p in proposals}
+    assert all(answer.observed == (answer.tokens.tobytes() in own)
+               for answers in controller.generate(BUDGETS, 5) for answer in answers)
 
 
 def test_pending_proposals_keep_other_workers_busy() -> None:

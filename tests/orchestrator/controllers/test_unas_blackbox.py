@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.conformance import check_controller
-from orchestrator.controllers.controller import Observation, Proposal, Task
+from orchestrator.controllers.controller import EarlierRun, Observation, Proposal, Task
 from orchestrator.controllers.unas import beliefs as module
 from orchestrator.controllers.unas.beliefs import Beliefs, fit_surrogate, follow
 from orchestrator.controllers.unas.blackbox import BlackBoxUnas
@@ -128,6 +128,28 @@ def test_finds_more_than_chance_would() -> None:
         best = accuracy[latency <= budget_ms].max()
         assert answer[0].latency_ms <= budget_ms and answer[0].accuracy >= best - 0.02
     assert set(search.metrics()) == {"entropy", "settled"}
+
+
+@pytest.mark.parametrize("same_task", [False, True])
+def test_distributions_follow_earlier_runs_before_the_first_trial(same_task: bool) -> None:
+    """Every second architecture of the start is theirs, better than the random ones; a log replays; so does a state."""
+    rows = EVERYTHING[::3]
+    earlier = EarlierRun("first", same_task, rows, toy_accuracy(SPACE, rows) ** (1 if same_task else 2),
+                         ToyLatency(SPACE).predict(rows))
+    task = Task((3.0, 5.0, 8.0), 60, 0, ToyLatency(SPACE), (earlier,))
+    search, again = (make_controller("unas", SPACE, task, QUICK) for _ in range(2))
+    start = search.propose(12)
+    assert [proposal.budget_ms is None for proposal in start] == [False, True] * 6
+    first, log = toy_accuracy(SPACE, np.stack([p.tokens for p in start])), []
+    assert first[::2].mean() > first[1::2].mean()
+    log = toy_trials(SPACE, np.stack([p.tokens for p in start]))
+    for searching in (search, again):
+        searching.observe(log)
+    assert [p.tokens.tolist() for p in again.propose(5)] == [p.tokens.tolist() for p in search.propose(5)]
+    restored = make_controller("unas", SPACE, Task((3.0, 5.0, 8.0), 60, 0, ToyLatency(SPACE)), QUICK)
+    restored.load_state_dict(search.state_dict())
+    for answer, (expected,) in zip(restored.generate([3.0, 8.0]), search.generate([3.0, 8.0])):
+        assert answer[0].tokens.tolist() == expected.tokens.tolist() and answer[0].score == expected.score
 
 
 def test_noisy_trials_are_answered_by_what_all_of_them_say() -> None:

@@ -140,6 +140,17 @@ def test_killed_at_every_stage_and_resumed(tiny: Path, tmp_path: Path) -> None:
     check_finished_run(run)
     assert [trial.arch_id for trial in RunStore(run).read_trials()][:len(recorded)] == recorded
 
+    process = start("search", str(tiny), "--name", "second", *options, "--set", "controller=pnag", "--set",
+                    "warm_start=[tiny]", "--set", "seed=4")
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert "does not learn from earlier runs" not in output
+    second = run.parent / "second"
+    check_finished_run(second)
+    events = [json.loads(line) for line in (second / "events.jsonl").read_text().splitlines()]
+    assert any("agreement_with_earlier" in event for event in events), "another supernet's accuracies are a signal"
+    assert "Earlier runs</dt><dd>tiny (agreement" in (second / "report.html").read_text()
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "where"), [(signal.SIGTERM, "train"), (signal.SIGINT, "measure")])
