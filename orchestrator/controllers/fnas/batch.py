@@ -31,7 +31,8 @@ RANDOM_TRIES = 1000   # uniform samples looked at for something new, where the p
 class Sample:
     """One architecture of a batch. `tokens_T` as sampled, `key` of the canonical tokens, `log_mu_T` and `version` of
     the policy that sampled it; `predicted` and `doubt` are V and U at that time. `reward` is nan until it is known.
-    `batch` is the number of its batch, where it is trained."""
+    `batch` is the number of its batch, where it is trained. With many budgets V and U are of the accuracy, and
+    `budget_ms` is the T of the reward; `latency_ms` is known or predicted."""
 
     tokens_T: Tokens
     key: bytes
@@ -43,6 +44,8 @@ class Sample:
     reward: float = float("nan")
     kind: Literal["trained", "trusted", "known"] = "trained"
     batch: int | None = None
+    budget_ms: float | None = None
+    latency_ms: float = float("nan")
 
 
 class Gate:

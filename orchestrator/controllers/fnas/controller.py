@@ -23,9 +23,13 @@ from scipy.stats import spearmanr
 
 from orchestrator.controllers.baselines.answers import TrialAnswers, within
 from orchestrator.controllers.controller import Answer, EarlierRun, Observation, Proposal
+from orchestrator.controllers.fnas.aimed import AimedSampler
 from orchestrator.controllers.fnas.batch import Sample, Sampler
+from orchestrator.controllers.fnas.budgets import Budgets, MovingMeans
 from orchestrator.controllers.fnas.critic import Critic
 from orchestrator.controllers.fnas.experience import Experience, ExperienceBuffer, staleness
+from orchestrator.controllers.fnas.finalists import finalists, smoothed
+from orchestrator.controllers.fnas.hindsight import Hindsight, Trained
 from orchestrator.controllers.fnas.learner import PpoLearner, PpoSettings
 from orchestrator.controllers.fnas.settings import FnasSettings
 from orchestrator.controllers.rewards import mnasnet
@@ -54,15 +58,25 @@ class Fnas(TrialAnswers):
                               "multiply-adds to aim at, for example 3e8")
         self._target = s.reward.target or max(self.task.budgets_ms)
         p = s.policy
+        many = s.reward.target is None and s.reward.cost == "latency" and s.reward.form != "accuracy"
+        self._budgets = Budgets.of(self.task.budgets_ms) if many and len(set(self.task.budgets_ms)) > 1 else None
+        self._form = s.reward.form or ("soft" if self._budgets is None else "hard")
         self._learner = PpoLearner(self.space, PpoSettings(
             learning_rate=p.learning_rate, clip=p.clip, epochs=p.epochs, gradient_norm=p.gradient_norm,
-            hidden=p.hidden, num_learners=p.num_learners), self.task.seed)
+            hidden=p.hidden, num_learners=p.num_learners,
+            conditions=0 if self._budgets is None else len(self._budgets.anchors_ms)), self.task.seed)
         inputs = self.space.features(self.space.canonical(self.space.extremes())).shape[1]
         self._critic = Critic(inputs, self.task.seed, s.critic.form, s.critic.members, s.critic.hidden)
         self._buffer = ExperienceBuffer(s.buffer.size, s.buffer.eviction, s.buffer.temperature)
         # What is known to be over the largest budget is never trained.
         self._allowed = partial(within, self.task, budget_ms=max(self.task.budgets_ms))
         self._sampler = Sampler(self.space, s.critic, self._critic, self._allowed)
+        self._trained = Hindsight(self._reward, partial(ExperienceBuffer, s.buffer.size, s.buffer.eviction,
+                                                        s.buffer.temperature))
+        if self._budgets is not None:
+            self._aimed = AimedSampler(self.space, s.critic, self._critic, self._budgets, self._trained, self._reward,
+                                       self.task.latency, self._allowed)
+            self._means = MovingMeans(self._budgets, p.baseline_decay)
         self._inbox: deque[Observation] = deque()      # observed, not yet learnt from
         self._queue: deque[Sample] = deque()           # to be proposed
         self._outstanding: dict[bytes, Sample] = {}    # to be observed, proposed or not
@@ -90,7 +104,7 @@ class Fnas(TrialAnswers):
     def propose(self, n: int) -> list[Proposal]:
         self._advance()
         samples = [self._queue.popleft() for _ in range(min(n, len(self._queue)))]
-        return [Proposal(self.space.canonical(s.tokens_T[None])[0], batch=s.batch) for s in samples]
+        return [Proposal(self.space.canonical(s.tokens_T[None])[0], s.budget_ms, s.batch) for s in samples]
 
     def observe(self, trials: Sequence[Observation]) -> None:
         super().observe(trials)
@@ -110,23 +124,23 @@ class Fnas(TrialAnswers):
         tokens_NT = np.stack([trial.tokens for trial in self.trials])
         accuracy_N = np.array([trial.accuracy for trial in self.trials])
         latency_ms_N = np.array([trial.latency_ms for trial in self.trials])
+        judged_N = accuracy_N
+        if self._budgets is not None:
+            judged_N = smoothed(self.space.features(tokens_NT), accuracy_N, self.task.seed)
         answers = []
         for budget_ms in map(float, budgets_ms):
             target = budget_ms if self.settings.reward.cost == "latency" else self._target
-            rewards_N = self._reward(tokens_NT, accuracy_N, latency_ms_N, target)
-            order = np.lexsort((latency_ms_N, -rewards_N))
-            under = order[latency_ms_N[order] <= budget_ms][:alternatives]
-            rows = under if len(under) else [int(latency_ms_N.argmin())]
-            answers.append([Answer(budget_ms, tokens_NT[i], float(latency_ms_N[i]), float(accuracy_N[i]),
-                                   float(rewards_N[i]), observed=True, feasible=bool(len(under))) for i in rows])
+            score_N = self._reward(tokens_NT, judged_N, latency_ms_N, target)
+            answers.append(finalists(tokens_NT, accuracy_N, latency_ms_N, score_N, budget_ms, alternatives))
         return answers
 
-    def _reward(self, tokens_NT: Tokens, accuracy_N: Floats, latency_ms_N: Floats, target: float) -> Floats:
+    def _reward(self, tokens_NT: Tokens, accuracy_N: Floats, latency_ms_N: Floats,
+                target: float | Floats) -> Floats:
         s = self.settings.reward
-        if s.form == "accuracy":
+        if self._form == "accuracy":
             return np.asarray(accuracy_N, dtype=np.float64)
         cost_N = latency_ms_N if s.cost == "latency" else self.space.cost(tokens_NT)[0].astype(np.float64)
-        return np.asarray(mnasnet(accuracy_N, cost_N, target, *EXPONENTS[s.form], s.floor))
+        return np.asarray(mnasnet(accuracy_N, cost_N, target, *EXPONENTS[self._form], s.floor))
 
     def metrics(self) -> dict[str, float]:
         return dict(self._metrics)
@@ -171,9 +185,12 @@ class Fnas(TrialAnswers):
         """Steps 1 and 2."""
         s: FnasSettings = self.settings
         rng = np.random.default_rng([self.task.seed, 1, self._batches])
-        size = s.batch - min(len(self._buffer), int(s.batch * s.buffer.share))
+        size = s.batch - self._exploited
         taken = self._failed | self._outstanding.keys()
-        batch = self._sampler.draw(self._learner.policy, self._updates, self._rewards, taken, size, rng)
+        if self._budgets is None:
+            batch = self._sampler.draw(self._learner.policy, self._updates, self._rewards, taken, size, rng)
+        else:
+            batch = self._aimed.draw(self._learner.policy, self._updates, taken, size, rng)
         to_train = self._with_recommended(batch.to_train)
         for sample in to_train:
             sample.batch = self._batches
@@ -195,35 +212,62 @@ class Fnas(TrialAnswers):
         if not (np.isfinite(trial.accuracy) and np.isfinite(trial.latency_ms)):
             self._failed.add(key)
             return
-        reward = float(self.reward(tokens_1T, np.array([trial.accuracy]), np.array([trial.latency_ms]))[0])
         foreign = sample is None
         if sample is None:
-            features_1D = self.space.features(tokens_1T)
-            log_mu_T = self._learner.policy.evaluate(tokens_1T)[0][0]
-            sample = Sample(tokens_1T[0], key, log_mu_T, self._updates, features_1D[0])
+            sample = self._as_if_sampled(tokens_1T, trial.latency_ms)
+        target = self._target if sample.budget_ms is None else sample.budget_ms
+        reward = float(self._reward(tokens_1T, np.array([trial.accuracy]), np.array([trial.latency_ms]), target)[0])
         sample.reward = reward
         self._rewards[key] = reward
         self._counts["trained"] += 1
-        self._critic.add(sample.features_D, reward, sample.predicted)
+        learnt = reward if self._budgets is None else trial.accuracy
+        self._critic.add(sample.features_D, learnt, sample.predicted)
         if sample.predicted is not None:
-            self._watched.append((sample.doubt, abs(sample.predicted - reward)))
+            self._watched.append((sample.doubt, abs(sample.predicted - learnt)))
+        if self._budgets is not None:
+            self._trained.add(Trained(sample.tokens_T, tokens_1T[0], sample.features_D, trial.accuracy,
+                                      trial.latency_ms, sample.log_mu_T))
         if foreign:
             self._buffer.add(sample.tokens_T, reward, sample.log_mu_T)
         else:
             self._ready.append(sample)
+
+    def _as_if_sampled(self, tokens_1T: Tokens, latency_ms: float) -> Sample:
+        """By the present policy, for the smallest budget that holds it."""
+        budget_ms, conditions_1K = None, None
+        if self._budgets is not None:
+            budget_ms = self._budgets.holding(latency_ms)
+            conditions_1K = self._budgets.weights(np.array([budget_ms]))
+        log_mu_T = self._learner.policy.evaluate(tokens_1T, conditions_1K)[0][0]
+        return Sample(tokens_1T[0], tokens_1T[0].tobytes(), log_mu_T, self._updates, self.space.features(tokens_1T)[0],
+                      budget_ms=budget_ms)
+
+    @property
+    def _exploited(self) -> int:
+        """Of a batch, from the buffer."""
+        s: FnasSettings = self.settings
+        held = len(self._buffer) if self._budgets is None else min(s.buffer.size, len(self._trained))
+        return min(held, int(s.batch * s.buffer.share))
 
     def _update(self) -> None:
         """Steps 4 and 5."""
         s: FnasSettings = self.settings
         fresh, self._ready = self._ready, []
         rng = np.random.default_rng([self.task.seed, 2, self._updates])
-        n = min(len(self._buffer), int(s.batch * s.buffer.share))
+        n = self._exploited
         progress = min(1.0, self._counts["trained"] / self.task.evaluations)
-        exploited, weights_n = self._buffer.draw(rng, n, beta=progress)
+        conditions_NK = None
+        if self._budgets is None:
+            exploited, weights_n = self._buffer.draw(rng, n, beta=progress)
+        else:
+            budget_n = self._budgets.draw(n, rng)
+            exploited, weights_n = self._trained.draw(rng, budget_n, beta=progress)
+            budget_N = np.array([*(x.budget_ms for x in fresh), *budget_n])
+            conditions_NK = self._budgets.weights(budget_N)
         batch: list[Sample | Experience] = [*fresh, *exploited]
         tokens_NT = np.stack([x.tokens_T for x in batch])
         rewards_N = np.array([x.reward for x in batch])
-        log_old_NT = self._learner.policy.evaluate(tokens_NT)[0]
+        log_old_NT = self._learner.policy.evaluate(tokens_NT, conditions_NK)[0]
         log_mu_NT = np.stack([x.log_mu_T for x in batch])
         correction_N = staleness(log_old_NT, log_mu_NT, s.buffer.rho_min, s.buffer.rho_max)
         late_N = [self._updates - sample.version > s.stale_after for sample in fresh]
@@ -231,12 +275,18 @@ class Fnas(TrialAnswers):
                                     weights_n * correction_N[len(fresh):]])
         fresh_mean = float(rewards_N[:len(fresh)].mean())
         baseline = fresh_mean if self._baseline is None else self._baseline
-        advantages_N = advantages(rewards_N, self._baselines(fresh, len(batch), baseline))
+        baseline_N = self._baselines(fresh, len(batch), baseline)
+        if self._budgets is not None:
+            if self._means.values_K is None:
+                self._means.add(budget_N[:len(fresh)], rewards_N[:len(fresh)])
+            baseline_N = self._means.at(budget_N)
+            self._means.add(budget_N[:len(fresh)], rewards_N[:len(fresh)])
+        advantages_N = advantages(rewards_N, baseline_N)
         entropy_weight = s.policy.entropy_start + progress * (s.policy.entropy_end - s.policy.entropy_start)
-        loss = self._learner.update(tokens_NT, advantages_N, weights_N, entropy_weight, log_old_NT)
+        loss = self._learner.update(tokens_NT, advantages_N, weights_N, entropy_weight, log_old_NT, conditions_NK)
         self._baseline = moving_mean(baseline, fresh_mean, s.policy.baseline_decay)
         for sample in fresh:
-            if sample.kind == "trained":
+            if sample.kind == "trained" and self._budgets is None:
                 self._buffer.add(sample.tokens_T, sample.reward, sample.log_mu_T)
         self._updates += 1
         self._critic.fit(s.critic.steps if s.critic.use else 0)
@@ -272,7 +322,7 @@ class Fnas(TrialAnswers):
 
     @property
     def _needs_latency(self) -> bool:
-        return self.settings.reward.form != "accuracy" and self.settings.reward.cost == "latency"
+        return self._form != "accuracy" and self.settings.reward.cost == "latency"
 
     def _with_recommended(self, to_train: list[Sample]) -> list[Sample]:
         """The batch's trainings, led by what was best elsewhere."""

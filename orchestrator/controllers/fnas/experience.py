@@ -72,6 +72,17 @@ class ExperienceBuffer:
         kept = [e for e in self.entries if not np.array_equal(e.tokens_T, entry.tokens_T)]
         self.entries = self._evict([*kept, entry]) if self._size else []
 
+    def fill(self, entries: list[Experience]) -> None:
+        """What stays of these, all seen at once."""
+        self._seen = sorted(entry.reward for entry in entries)
+        self.entries = self._evict(entries) if self._size else []
+
+    def scale(self) -> float:
+        """The temperature of the priorities."""
+        if self._temperature is not None:
+            return self._temperature
+        return max(float(np.std([entry.reward for entry in self.entries])), 1e-3)
+
     def _evict(self, entries: list[Experience]) -> list[Experience]:
         if len(entries) <= self._size:
             return entries
@@ -95,8 +106,7 @@ class ExperienceBuffer:
         if n == 0:
             return [], np.zeros(0)
         rewards_N = np.array([entry.reward for entry in self.entries])
-        temperature = self._temperature if self._temperature is not None else max(float(rewards_N.std()), 1e-3)
-        p_N = priorities(rewards_N, temperature)
+        p_N = priorities(rewards_N, self.scale())
         rows = rng.choice(len(p_N), size=n, replace=False, p=p_N)
         s_n = importance_weights(p_N, beta)[rows]
         return [self.entries[row] for row in rows], s_n / s_n.max()

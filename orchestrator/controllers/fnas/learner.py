@@ -30,7 +30,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from torch import Tensor
 
 from actors.rollout.worker import first_line
-from orchestrator.controllers.fnas.policy import LstmPolicy
+from orchestrator.controllers.fnas.policy import Conditions, LstmPolicy
 from orchestrator.controllers.fnas.ppo import PpoSettings, load_policy, ppo_batch, shards
 from searchspaces.errors import ClusterError, ParetorayError
 from searchspaces.space import SearchSpace, Tokens
@@ -48,7 +48,7 @@ class PpoLearner:
     def __init__(self, space: SearchSpace, settings: PpoSettings, seed: int = 0) -> None:
         self.settings = settings
         self._space, self._seed = space, seed
-        self._policy = LstmPolicy(space, settings.hidden, seed)
+        self._policy = LstmPolicy(space, settings.hidden, seed, settings.conditions)
         self._moments: dict[str, Tensor] = {}   # Adam's, while they are here and not on a learner in this process
         self._group: Any = None
         self._release: Callable[[], object] = lambda: None
@@ -59,13 +59,15 @@ class PpoLearner:
         return self._policy
 
     def update(self, tokens_NT: Tokens, advantages_N: NDArray[np.floating], weights_N: NDArray[np.floating],
-               entropy_weight: float, log_probs_old_NT: NDArray[np.floating] | None = None) -> dict[str, float]:
+               entropy_weight: float, log_probs_old_NT: NDArray[np.floating] | None = None,
+               conditions_NK: Conditions = None) -> dict[str, float]:
         """All epochs of one PPO update on raw sampled rows int8[N, T], advantage A and importance weight W per row.
 
         `log_probs_old_NT` are those of the policy before this call, computed here if absent. Returns, of the last
         epoch: loss, entropy (nats per sequence), clip_share, kl, and gradient_norm before clipping.
         """
-        batch = ppo_batch(self._policy, tokens_NT, advantages_N, weights_N, entropy_weight, log_probs_old_NT)
+        batch = ppo_batch(self._policy, tokens_NT, advantages_N, weights_N, entropy_weight, log_probs_old_NT,
+                          conditions_NK)
         parts = shards(batch, max(1, self.settings.num_learners))
         self._start()
         if not self.settings.num_learners:

@@ -5,7 +5,9 @@
 Its inputs are the tokens as they were drawn, not the canonical ones: whether a token is live may depend on later ones,
 so only the whole row tells which positions count. Dead positions have log-probability 0 and entropy 0.
 
-Shape legend: N sequences, T token positions, V largest vocabulary, H hidden size.
+With K conditions (the budget as a soft one-hot, budgets.py) their embedding is added to the input of every step.
+
+Shape legend: N sequences, T token positions, V largest vocabulary, H hidden size, K conditions.
 """
 from __future__ import annotations
 
@@ -20,6 +22,7 @@ from searchspaces.errors import SpaceError
 from searchspaces.space import SearchSpace, Tokens
 
 CACHED_PREFIXES = 20_000
+Conditions = NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class LstmPolicy(nn.Module):
 
     kind_offset_T: Tensor  # first row of each position's kind in the embedding
 
-    def __init__(self, space: SearchSpace, hidden: int = 100, seed: int = 0) -> None:
+    def __init__(self, space: SearchSpace, hidden: int = 100, seed: int = 0, conditions: int = 0) -> None:
         super().__init__()
         self.space = space
         self._valid = ValidTokens(space)
@@ -52,26 +55,31 @@ class LstmPolicy(nn.Module):
             self.embedding = nn.Embedding(sum(kinds.values()), hidden)  # the tables of all kinds, one after the other
             self.head_weight = nn.Parameter(torch.empty(positions, largest, hidden))
             self.head_bias = nn.Parameter(torch.empty(positions, largest))
+            if conditions:  # the last one, so that the others start alike with and without it
+                self.condition = nn.Parameter(torch.empty(conditions, hidden))
+        self.conditions = conditions
         self.register_buffer("kind_offset_T", torch.tensor([int(offsets[c.kind]) for c in space.choices]), False)
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -0.1, 0.1, generator=generator)
 
     @torch.no_grad()
-    def sample(self, n: int, rng: np.random.Generator) -> SampledBatch:
-        """n sequences drawn token by token; consumes n * T uniform numbers of `rng` and nothing else."""
+    def sample(self, n: int, rng: np.random.Generator, conditions_NK: Conditions = None) -> SampledBatch:
+        """n sequences drawn token by token; consumes n * T uniform numbers of `rng` and nothing else. `conditions_NK`
+        float32[n, K] in a policy with K > 0."""
         positions, largest = self._valid.vocabulary_TV.shape
         uniform_NT = rng.random((n, positions))
         tokens_NT = np.zeros((n, positions), dtype=np.int8)
         log_NTV = torch.empty(n, positions, largest)
-        x_N1H, state = self.start.expand(n, 1, -1), None
+        shift_N1H = self._shift(None if conditions_NK is None else torch.from_numpy(conditions_NK))
+        x_N1H, state = self.start.expand(n, 1, -1) + shift_N1H, None
         for t in range(positions):
             h_N1H, state = self.lstm(x_N1H, state)
             logits_NV = torch.addmm(self.head_bias[t], h_N1H[:, 0], self.head_weight[t].T)
             valid_NV = torch.from_numpy(self._valid.after(tokens_NT[:, :t]))
             log_NTV[:, t] = logits_NV.masked_fill(~valid_NV, -torch.inf).log_softmax(dim=1)
             tokens_NT[:, t] = inverse_cdf(log_NTV[:, t].double().exp().numpy(), uniform_NT[:, t])
-            x_N1H = self.embedding(torch.from_numpy(tokens_NT[:, t, None]).long() + self.kind_offset_T[t])
+            x_N1H = self.embedding(torch.from_numpy(tokens_NT[:, t, None]).long() + self.kind_offset_T[t]) + shift_N1H
         chosen_NT1 = torch.from_numpy(tokens_NT[:, :, None]).long()
         log_probs_NT = log_NTV.gather(2, chosen_NT1)[:, :, 0].double().numpy()
         return SampledBatch(tokens_NT, np.where(self.space.live_mask(tokens_NT), log_probs_NT, 0.0))
@@ -88,12 +96,19 @@ class LstmPolicy(nn.Module):
                              f"{tokens_NT[row].tolist()} is not valid after its prefix in {self.space.space_id}")
         return torch.from_numpy(live_NT), torch.from_numpy(valid_NTV)
 
-    def forward(self, tokens_NT: Tensor, live_NT: Tensor, valid_NTV: Tensor) -> tuple[Tensor, Tensor]:
+    def _shift(self, conditions_NK: Tensor | None) -> Tensor:
+        """float[N, 1, H] that is added to every input; 0 without conditions."""
+        given = 0 if conditions_NK is None else conditions_NK.shape[1]
+        assert given == self.conditions, f"the policy has {self.conditions} conditions, not {given}"
+        return torch.zeros(()) if conditions_NK is None else (conditions_NK @ self.condition)[:, None]
+
+    def forward(self, tokens_NT: Tensor, live_NT: Tensor, valid_NTV: Tensor,
+                conditions_NK: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Teacher-forced log-probability of each token and entropy of its distribution: [N, T] nats, 0 where dead."""
         chosen_NT = tokens_NT.long()
         start_N1H = self.start.expand(len(chosen_NT), 1, -1)
         inputs_NTH = self.embedding(chosen_NT[:, :-1] + self.kind_offset_T[:-1])
-        h_NTH, _ = self.lstm(torch.cat([start_N1H, inputs_NTH], dim=1))
+        h_NTH, _ = self.lstm(torch.cat([start_N1H, inputs_NTH], dim=1) + self._shift(conditions_NK))
         logits_TNV = torch.baddbmm(self.head_bias[:, None], h_NTH.transpose(0, 1), self.head_weight.transpose(1, 2))
         log_NTV = logits_TNV.transpose(0, 1).masked_fill(~valid_NTV, -torch.inf).log_softmax(dim=2)
         log_probs_NT = log_NTV.gather(2, chosen_NT[:, :, None])[:, :, 0]
@@ -101,9 +116,11 @@ class LstmPolicy(nn.Module):
         return log_probs_NT.masked_fill(~live_NT, 0), entropy_NT.masked_fill(~live_NT, 0)
 
     @torch.no_grad()
-    def evaluate(self, tokens_NT: Tokens) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def evaluate(self, tokens_NT: Tokens,
+                 conditions_NK: Conditions = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(log-probabilities, entropies) float64[N, T] of raw rows under the present weights; 0 where dead."""
-        log_probs_NT, entropy_NT = self(torch.from_numpy(tokens_NT), *self.masks(tokens_NT))
+        log_probs_NT, entropy_NT = self(torch.from_numpy(tokens_NT), *self.masks(tokens_NT),
+                                        None if conditions_NK is None else torch.from_numpy(conditions_NK))
         return log_probs_NT.double().numpy(), entropy_NT.double().numpy()
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.controllers.fnas.policy import LstmPolicy
+from orchestrator.controllers.fnas.policy import Conditions, LstmPolicy
 from searchspaces.errors import StoreError
 from searchspaces.space import Tokens
 
@@ -27,7 +27,8 @@ LARGEST_LOG_RATIO = 20.0    # far beyond every clip; exp of 89 overflows, and in
 
 @dataclass(frozen=True)
 class PpoSettings:
-    """`epochs` passes over each batch, one step of Adam each; num_learners 0 learns in the driver."""
+    """`epochs` passes over each batch, one step of Adam each; num_learners 0 learns in the driver; `conditions` of
+    the policy (policy.py)."""
 
     learning_rate: float = 3.5e-4
     clip: float = 0.2
@@ -35,18 +36,20 @@ class PpoSettings:
     gradient_norm: float = 0.5
     hidden: int = 100
     num_learners: int = 0
+    conditions: int = 0
 
 
 def ppo_batch(policy: LstmPolicy, tokens_NT: Tokens, advantages_N: NDArray[np.floating],
               weights_N: NDArray[np.floating], entropy_weight: float,
-              log_probs_old_NT: NDArray[np.floating] | None = None) -> dict[str, Tensor]:
+              log_probs_old_NT: NDArray[np.floating] | None = None,
+              conditions_NK: Conditions = None) -> dict[str, Tensor]:
     """One update as tensors with a first axis N; pi_old is the present policy unless its log-probabilities are given.
 
     The means of the loss are carried as shares (`live_share` sums to 1 over all live tokens, `row_share` over rows),
     so that the loss of a part of the rows is a plain sum and the parts add up to the loss of the whole.
     """
     live_NT, valid_NTV = policy.masks(tokens_NT)
-    old_NT = policy.evaluate(tokens_NT)[0] if log_probs_old_NT is None else log_probs_old_NT
+    old_NT = policy.evaluate(tokens_NT, conditions_NK)[0] if log_probs_old_NT is None else log_probs_old_NT
     assert all(np.isfinite(values).all() for values in (advantages_N, weights_N, old_NT))
     rows = len(tokens_NT)
     return {"tokens": torch.from_numpy(tokens_NT), "live": live_NT, "valid": valid_NTV,
@@ -55,7 +58,8 @@ def ppo_batch(policy: LstmPolicy, tokens_NT: Tokens, advantages_N: NDArray[np.fl
             "weights": torch.as_tensor(weights_N, dtype=torch.float32),
             "live_share": live_NT.float() / live_NT.sum(),
             "row_share": torch.full((rows,), 1 / rows),
-            "entropy_weight": torch.full((rows,), entropy_weight)}
+            "entropy_weight": torch.full((rows,), entropy_weight),
+            **({} if conditions_NK is None else {"conditions": torch.from_numpy(conditions_NK)})}
 
 
 def shards(batch: Mapping[str, Tensor], parts: int) -> list[dict[str, Tensor]]:

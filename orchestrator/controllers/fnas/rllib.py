@@ -40,7 +40,7 @@ class SequenceModule(TorchRLModule):
         self.policy = LstmPolicy(**options)
 
     def _forward(self, batch: Mapping[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        log_probs_NT, entropy_NT = self.policy(batch["tokens"], batch["live"], batch["valid"])
+        log_probs_NT, entropy_NT = self.policy(batch["tokens"], batch["live"], batch["valid"], batch.get("conditions"))
         return {"log_probs": log_probs_NT, "entropy": entropy_NT}
 
 
@@ -71,7 +71,8 @@ def learner_group(space: SearchSpace, settings: PpoSettings, seed: int, room: Pl
 def _learner_group(space: SearchSpace, settings: PpoSettings, seed: int, room: PlacementGroup | None) -> LearnerGroup:
     nothing: gym.Space[Any] = gym.spaces.Discrete(1)  # RLlib asks for spaces that nothing here uses
     module = RLModuleSpec(module_class=SequenceModule, observation_space=nothing, action_space=nothing,
-                          model_config={"space": space, "hidden": settings.hidden, "seed": seed})
+                          model_config={"space": space, "hidden": settings.hidden, "seed": seed,
+                                        "conditions": settings.conditions})
     config = (PPOConfig()
               .learners(num_learners=settings.num_learners, num_cpus_per_learner=1, learner_class=SequenceLearner,
                         add_default_connectors_to_learner_pipeline=False)

@@ -13,7 +13,8 @@ from orchestrator.settings import Frozen
 class RewardSettings(Frozen):
     """R = ACC * (LAT / T)^w (Eq. 2, after MnasNet): soft w = -0.07; hard w = 0 under the target and -1 above."""
 
-    form: Literal["soft", "hard", "accuracy"] = Field("soft", description="what LAT above T costs; accuracy: nothing")
+    form: Literal["soft", "hard", "accuracy"] | None = Field(None, description=(
+        "what LAT above T costs; accuracy: nothing; none: soft for one target, hard where every budget is one"))
     cost: Literal["latency", "madds"] = Field("latency", description="what LAT is: latency in ms, or multiply-adds")
     target: float | None = Field(None, gt=0, description="T, in ms or multiply-adds; none: the largest budget")
     floor: float = Field(0.5, ge=0, description="LAT / T counts as at least this, or models of almost no cost win")
