@@ -63,7 +63,7 @@ def _contenders(ranked: Sequence[Sequence[Candidate]]) -> list[Candidate]:
     """The first of every budget, then the second of every budget and so on."""
     found: dict[str, Candidate] = {}
     for candidate in _by_rank(ranked):
-        if len(found) == CONTENDERS:
+        if len(found) >= max(CONTENDERS, len(ranked)):
             break
         found.setdefault(candidate.arch_id, candidate)
     return list(found.values())
