@@ -26,7 +26,7 @@ FOREST, PROCESS = "forest.", "process."
 class PosteriorSettings(Frozen):
     """Accuracy of any architecture, with its uncertainty, from the observed trials."""
 
-    trees: int = Field(100, ge=2, le=1_000_000, description="of the random forest")
+    trees: int = Field(50, ge=2, le=1_000_000, description="of the random forest")
     features_share: float = Field(1.0, gt=0, le=1, description="share of the features that a split looks at")
     optimism: float = Field(1.0, ge=0, description="standard deviations added to the mean when candidates are chosen")
     process_trials: int = Field(600, ge=4, le=1_000_000, description=(

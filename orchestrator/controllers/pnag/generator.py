@@ -34,6 +34,7 @@ class Generator(nn.Module):
         self.mask_dead_tokens = mask_dead_tokens
         kinds = {choice.kind: len(choice.values) for choice in space.choices}
         self._kinds = [list(kinds).index(choice.kind) for choice in space.choices]
+        self._largest = max(kinds.values())
         self._restricted = type(space).valid is not SearchSpace.valid
         self.budget_table = nn.Parameter(torch.empty(budgets, hidden))
         self.tokens = nn.ModuleList(nn.Embedding(size, hidden) for size in kinds.values())
@@ -51,21 +52,23 @@ class Generator(nn.Module):
         g_NH = budget_NK @ self.budget_table  # g(B), section 5.2
         x_NH, state = g_NH, None
         drawn_NT = np.zeros((rows, positions), dtype=np.int8)
+        uniform_TNV = torch.rand((positions, rows, self._largest), generator=noise).clamp_(1e-12, 1 - 1e-7)
+        gumbel_TNV = -torch.log(-torch.log(uniform_TNV))  # argmax(log p + Gumbel) is a draw from p
+        if greedy_N is not None:
+            gumbel_TNV[:, greedy_N] = 0
         log_probs, entropies = [], []
         for t, kind in enumerate(self._kinds):
             state = self.cell(x_NH, state)
             log_NV = torch.log_softmax(self._allowed(self.heads[kind](state[0]), drawn_NT[:, :t]), dim=1)
-            uniform_NV = torch.rand(log_NV.shape, generator=noise).clamp_(1e-12, 1 - 1e-7)
-            gumbel_NV = -torch.log(-torch.log(uniform_NV))  # argmax(log p + Gumbel) is a draw from p
-            if greedy_N is not None:
-                gumbel_NV[greedy_N] = 0
-            token_N = (log_NV.detach() + gumbel_NV).argmax(dim=1)
+            token_N = (log_NV.detach() + gumbel_TNV[t, :, :log_NV.shape[1]]).argmax(dim=1)
             drawn_NT[:, t] = token_N.numpy()
             log_probs.append(log_NV.gather(1, token_N[:, None])[:, 0])
             entropies.append(-(log_NV.exp() * log_NV.clamp(min=-1e4)).sum(dim=1))
+            if t == positions - 1:
+                break
             x_NH = self.tokens[kind](token_N)
-            if self.mask_dead_tokens:
-                x_NH = x_NH * torch.from_numpy(self.space.live_mask(drawn_NT)[:, t, None])
+            if self.mask_dead_tokens and not (live_N1 := self.space.live_mask(drawn_NT)[:, t, None]).all():
+                x_NH = x_NH * torch.from_numpy(live_N1)
             if self.budget_every_step:
                 x_NH = x_NH + g_NH
         live_NT = torch.ones(1, positions)
