@@ -228,7 +228,7 @@ class Config(Section):
     name: str | None = Field(None, description="run name; default: configuration's name and the time")
     seed: int = Field(0, ge=0, le=SEEDS, description="equal seeds give equal searches, measured latencies aside")
     warm_start: list[str] = Field([], max_length=1000, description=(
-        "earlier runs, by name or path, whose trials and latencies are used"))
+        "earlier runs, by name or path, whose latencies are used, and whose trials by fnas, nsga2, pnag and unas"))
     training: Preset | None = Field(None, description="quick, standard or long: sets epochs and evaluations that are "
                                                       "not given singly")
     data: DataSettings = Field(DataSettings(), description="the images")

@@ -35,7 +35,8 @@ class BlackBoxUnas(TrialAnswers):
     def __init__(self, space: SearchSpace, settings: BlackBoxOptions, task: Task) -> None:
         super().__init__(space, settings, task)
         self._before = same_task_trials(space, task.earlier)
-        self._signals = Signals.learn(space, task.earlier, settings.posterior, task.seed)
+        with threadpool_limits(1):
+            self._signals = Signals.learn(space, task.earlier, settings.posterior, task.seed)
         self._successes: list[int] = []         # successful trials among the first so many of the log
         self._round = 0                         # trials of the log that the distributions follow
         self._beliefs: Beliefs | None = None
@@ -60,13 +61,12 @@ class BlackBoxUnas(TrialAnswers):
         """A round: how many trials it learns from depends on the length of the log alone."""
         behind = (self.observed - self.settings.warm_up) % self.settings.batch
         length = self.observed - behind
-        if self.observed < self.settings.warm_up:
+        successes = self._successes[length - 1] if length >= self.settings.warm_up else 0
+        trials = self._before + self.trials[:successes]
+        if not successes or len(trials) < LEAST_NETWORKS:
             self._follow_earlier()
-            return
-        trials = self._before + self.trials[:self._successes[length - 1]]
-        if length == self._round or len(trials) < LEAST_NETWORKS:
-            return
-        self._learn(trials, length)
+        elif length != self._round:
+            self._learn(trials, length)
 
     def _follow_earlier(self) -> None:
         """Before the first round: trials of the same task, or the signals of others where latencies are known."""

@@ -301,7 +301,7 @@ def test_the_first_population_is_what_was_best_before() -> None:
     earlier = tuple(EarlierRun(str(index), False, part, np.array([t.accuracy for t in trials]),
                                np.array([t.latency_ms if i % 7 else math.nan for i, t in enumerate(trials)]))
                     for index, (part, trials) in enumerate(zip(parts, known)))
-    task = Task(BUDGETS, 60, 0, ToyLatency(SPACE), earlier)
+    task = Task(BUDGETS, 60, 0, None, earlier)
     expected: list[tuple[int, ...]] = []
     for position, budget_ms in enumerate(np.linspace(3.0, 8.0, 6)):
         left = [t for i, t in enumerate(known[position % 2]) if i % 7 and t.latency_ms <= budget_ms
@@ -310,8 +310,10 @@ def test_the_first_population_is_what_was_best_before() -> None:
             expected.append(tuple(int(v) for v in max(left, key=lambda t: t.accuracy).tokens))
     proposals = baseline("nsga2", task=task, population=6).propose(12)
     assert rows(proposals)[:len(expected)] == expected and len(expected) >= 5
-    plain = rows(baseline("nsga2", population=6, task=Task(BUDGETS, 60, 0, ToyLatency(SPACE))).propose(12))
+    plain = rows(baseline("nsga2", population=6, task=Task(BUDGETS, 60, 0)).propose(12))
     assert rows(proposals)[len(expected):] == [row for row in plain if row not in expected][:12 - len(expected)]
+    known = baseline("nsga2", task=Task(BUDGETS, 60, 0, ToyLatency(SPACE), earlier), population=6).propose(6)
+    assert ToyLatency(SPACE).predict(np.stack([p.tokens for p in known])).max() <= 8.0
 
 
 def test_children_come_from_the_population() -> None:
