@@ -85,13 +85,12 @@ class AimedSampler:
         drawn = policy.sample(len(budget_N), rng, self._budgets.weights(budget_N))
         samples = self._samples(drawn.tokens_NT, drawn.log_probs_NT, budget_N, version)
         batch, picking = Batch(), self.gate.open and self._latencies.known
-        self._settle_known(batch, samples, int(self._settings.trusted_share * size))
         new = list({s.key: s for s in reversed(samples) if self._trained.row(s.key) is None and s.key not in taken}
                    .values())[::-1]
         if picking and new:
             self._pick(batch, new, policy, size, rng)
         else:
-            batch.to_train += new[:max(1, size - batch.fresh)]
+            batch.to_train += new[:size]
         if not batch.to_train:
             self._add_random(batch, policy, version, taken, rng)
         return batch
@@ -109,18 +108,10 @@ class AimedSampler:
                        float(values_N[i]) if self._critic.calibrated else None, float(doubts_N[i]),
                        budget_ms=float(budget_N[row]), latency_ms=float(latency_N[i])) for i, row in enumerate(rows)]
 
-    def _settle_known(self, batch: Batch, samples: list[Sample], most: int) -> None:
-        for sample in samples:
-            row = self._trained.row(sample.key)
-            if row is not None and batch.count("known") < most:
-                assert sample.budget_ms is not None
-                sample.kind, sample.reward = "known", float(self._trained.rewards(sample.budget_ms)[row])
-                batch.settled.append(sample)
-
     def _pick(self, batch: Batch, new: list[Sample], policy: LstmPolicy, size: int, rng: np.random.Generator) -> None:
         """Trains the most promising sample for each T, and trusts the first of those that no T would rather train."""
-        most_trusted = min(int(self._settings.trusted_share * size), size - batch.fresh - 1)
-        slots_S = self._budgets.draw(max(1, size - batch.fresh - max(0, most_trusted)), rng)
+        most_trusted = min(int(self._settings.trusted_share * size), size - 1)
+        slots_S = self._budgets.draw(size - most_trusted, rng)
         score_NS = self._scores(new, slots_S)
         doubtful_N = (score_NS > np.quantile(score_NS, self._settings.quantile, axis=0)).any(axis=1)
         free_N = np.ones(len(new), dtype=bool)
@@ -130,7 +121,7 @@ class AimedSampler:
             new[index].budget_ms = float(budget_ms)
             batch.to_train.append(new[index])
         self._as_drawn_for_their_budgets(batch.to_train, policy)
-        for index in np.flatnonzero(free_N & ~doubtful_N)[:max(0, most_trusted)]:
+        for index in np.flatnonzero(free_N & ~doubtful_N)[:most_trusted]:
             self._trust(batch, new[index])
 
     def _scores(self, new: list[Sample], slots_S: Floats) -> Floats:

@@ -63,9 +63,10 @@ class MovingMeans:
         self._budgets, self._decay = budgets, decay
         self.values_K: Floats | None = None
 
-    def at(self, budgets_N: Floats) -> Floats:
-        """float64[N]; only once something was added."""
-        assert self.values_K is not None
+    def at(self, budgets_N: Floats, before: float) -> Floats:
+        """float64[N]; `before` anything was added."""
+        if self.values_K is None:
+            return np.full(len(budgets_N), before)
         return self._budgets.weights(budgets_N).astype(np.float64) @ self.values_K
 
     def add(self, budgets_N: Floats, rewards_N: Floats) -> None:
