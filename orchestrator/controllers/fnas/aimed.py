@@ -62,9 +62,9 @@ class Latencies:
         """float64[N] in ms, nan where nothing is known."""
         return np.full(len(tokens_NT), np.nan) if self._model is None else self._model.predict(tokens_NT)
 
-    def chance(self, latency_NS: Floats, budget_S: Floats) -> Floats:
-        """P(latency <= T) of predicted latencies."""
-        return np.asarray(student.cdf(np.log(budget_S / latency_NS) / self._error * TYPICAL, TAILS))
+    def chance(self, latency_N: Floats, limit_ms: float) -> Floats:
+        """P(latency <= limit) of predicted latencies."""
+        return np.asarray(student.cdf(np.log(limit_ms / latency_N) / self._error * TYPICAL, TAILS))
 
 
 class AimedSampler:
@@ -72,9 +72,10 @@ class AimedSampler:
 
     def __init__(self, space: SearchSpace, settings: CriticSettings, critic: Critic, budgets: Budgets,
                  trained: Hindsight, reward_at: RewardAt, latency: LatencyModel | None,
-                 allowed: Callable[[Tokens], NDArray[np.bool_]]) -> None:
+                 allowed: Callable[[Tokens], NDArray[np.bool_]], largest_ms: float) -> None:
         self._space, self._settings, self._critic, self._budgets = space, settings, critic, budgets
         self._trained, self._reward_at, self._allowed = trained, reward_at, allowed
+        self._largest_ms = largest_ms
         self._latencies = Latencies(space, latency, trained)
         self.gate = Gate(settings, critic)
 
@@ -135,11 +136,12 @@ class AimedSampler:
         known_M, known_ms_M = self._critic.predict(self._trained.features_MD)[0], self._trained.latency_ms_M
         scores = []
         for budget_ms in slots_S:
-            under = known_ms_M <= budget_ms
+            limit_ms = budget_ms if self._budgets.many else self._largest_ms     # one T alone is an aim, no budget
+            under = known_ms_M <= limit_ms
             best = self._reward_at(self._trained.tokens_MT, known_M, known_ms_M, budget_ms)[under].max(initial=0.0)
-            hoped_N = self._reward_at(tokens_NT, upper_N, np.minimum(latency_N, budget_ms), budget_ms)
+            hoped_N = self._reward_at(tokens_NT, upper_N, np.minimum(latency_N, limit_ms), budget_ms)
             gain_N = np.maximum(hoped_N - best, 0.0) + LEAST_GAIN * hoped_N
-            scores.append(self._latencies.chance(latency_N, budget_ms) * gain_N)
+            scores.append(self._latencies.chance(latency_N, limit_ms) * gain_N)
         return np.stack(scores, axis=1)
 
     def _as_drawn_for_their_budgets(self, samples: list[Sample], policy: LstmPolicy) -> None:

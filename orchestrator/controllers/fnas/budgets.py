@@ -21,7 +21,7 @@ ASKED_SHARE = 0.5   # of drawn T are budgets that were asked for
 
 @dataclass(frozen=True)
 class Budgets:
-    """What was asked for, ascending and distinct, at least two. T is as likely between any two neighbours, so it is
+    """What was asked for, ascending and distinct. T is as likely between any two neighbours, so it is
     denser where the user asked for more."""
 
     values_ms: tuple[float, ...]
@@ -29,6 +29,10 @@ class Budgets:
     @classmethod
     def of(cls, budgets_ms: Sequence[float]) -> Budgets:
         return cls(tuple(sorted({float(budget_ms) for budget_ms in budgets_ms})))
+
+    @property
+    def many(self) -> bool:
+        return len(self.values_ms) > 1
 
     @cached_property
     def anchors_ms(self) -> Floats:

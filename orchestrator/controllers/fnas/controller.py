@@ -59,9 +59,8 @@ class Fnas(TrialAnswers):
                               "multiply-adds to aim at, for example 3e8")
         self._target = s.reward.target or max(self.task.budgets_ms)
         p = s.policy
-        many = s.reward.target is None and s.reward.cost == "latency" and s.reward.form != "accuracy"
-        self._budgets = Budgets.of(self.task.budgets_ms) if many and len(set(self.task.budgets_ms)) > 1 else None
-        self._form = s.reward.form or ("soft" if self._budgets is None else "hard")
+        self._budgets = aims(s, self.task.budgets_ms)
+        self._form = s.reward.form or ("hard" if self._budgets is not None and self._budgets.many else "soft")
         self._learner = PpoLearner(self.space, PpoSettings(
             learning_rate=p.learning_rate, clip=p.clip, epochs=p.epochs, gradient_norm=p.gradient_norm,
             hidden=p.hidden, num_learners=p.num_learners,
@@ -76,7 +75,7 @@ class Fnas(TrialAnswers):
                                                         s.buffer.temperature))
         if self._budgets is not None:
             self._aimed = AimedSampler(self.space, s.critic, self._critic, self._budgets, self._trained, self._reward,
-                                       self.task.latency, self._allowed)
+                                       self.task.latency, self._allowed, max(self.task.budgets_ms))
             self._means = MovingMeans(self._budgets, p.baseline_decay)
         self._inbox: deque[Observation] = deque()      # observed, not yet learnt from
         self._queue: deque[Sample] = deque()           # to be proposed
@@ -395,6 +394,20 @@ class Fnas(TrialAnswers):
         if self._budgets is None:
             return max(self._rewards.values(), default=float("nan"))
         return float(np.mean([self._trained.best(float(budget_ms)) for budget_ms in self._budgets.anchors_ms]))
+
+
+def aims(settings: FnasSettings, budgets_ms: Sequence[float]) -> Budgets | None:
+    """The targets T that policy, baseline, buffer and critic tell apart; None: the paper's case, one T and V of its
+    reward."""
+    r, predicts = settings.reward, settings.critic.predicts
+    if r.cost == "madds" or r.form == "accuracy":
+        if predicts == "accuracy":
+            raise ConfigError("controller option critic.predicts is accuracy, but the reward is not one of latency; "
+                              "leave it away, or set reward.cost to latency and reward.form to soft or hard")
+        return None
+    given = (r.target,) if r.target is not None else budgets_ms
+    budgets = Budgets.of(given)
+    return budgets if predicts == "accuracy" or (predicts is None and budgets.many) else None
 
 
 def advantages(rewards_N: Floats, baseline: float | Floats) -> Floats:

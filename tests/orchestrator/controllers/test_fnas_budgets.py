@@ -224,7 +224,7 @@ def test_each_training_is_the_most_promising_draw_for_its_target() -> None:
     rows_NT = np.unique(CELLS.sample_uniform(np.random.default_rng(9), 12), axis=0)
     memory = remembered(rows_NT, np.full(len(rows_NT), 0.35), latency.predict(rows_NT))
     sampler = AimedSampler(CELLS, CriticSettings(extra_draws=200), critic, budgets, memory, hard,  # type: ignore[arg-type]
-                           latency, lambda rows: np.ones(len(rows), bool))
+                           latency, lambda rows: np.ones(len(rows), bool), 6.0)
     batch = sampler.draw(policy, 0, set(), 4, np.random.default_rng(2))  # type: ignore[arg-type]
     assert len(batch.to_train) == 2 and [s.kind for s in batch.settled] == ["trusted"] * 2
     pool_NT = np.unique(policy.drawn_NT, axis=0)
