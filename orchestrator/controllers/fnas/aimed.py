@@ -133,12 +133,13 @@ class AimedSampler:
         tokens_NT = np.stack([np.frombuffer(s.key, dtype=np.int8) for s in new])
         upper_N = np.array([s.predicted for s in new]) + OPTIMISM * doubt_N
         latency_N = np.array([s.latency_ms for s in new])
-        known_M, known_ms_M = self._critic.predict(self._trained.features_MD)[0], self._trained.latency_ms_M
+        trained_MT, known_ms_M = self._trained.tokens_MT, self._trained.latency_ms_M
+        known_M = self._critic.predict(self._trained.features_MD)[0]
         scores = []
         for budget_ms in slots_S:
             limit_ms = budget_ms if self._budgets.many else self._largest_ms     # one T alone is an aim, no budget
             under = known_ms_M <= limit_ms
-            best = self._reward_at(self._trained.tokens_MT, known_M, known_ms_M, budget_ms)[under].max(initial=0.0)
+            best = self._reward_at(trained_MT, known_M, known_ms_M, budget_ms)[under].max(initial=0.0)
             hoped_N = self._reward_at(tokens_NT, upper_N, np.minimum(latency_N, limit_ms), budget_ms)
             gain_N = np.maximum(hoped_N - best, 0.0) + LEAST_GAIN * hoped_N
             scores.append(self._latencies.chance(latency_N, limit_ms) * gain_N)

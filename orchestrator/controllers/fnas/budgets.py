@@ -14,6 +14,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.controllers.fnas.settings import FnasSettings
+from searchspaces.errors import ConfigError
+
 Floats = NDArray[np.float64]
 ANCHORS = 8         # at most: the policy interpolates between them
 ASKED_SHARE = 0.5   # of drawn T are budgets that were asked for
@@ -82,3 +85,17 @@ class MovingMeans:
         near_K = weights_NK.sum(axis=0)
         mean_K = (weights_NK * rewards_N[:, None]).sum(axis=0) / np.maximum(near_K, 1e-12)
         self.values_K = mean_K + self._decay ** near_K * (self.values_K - mean_K)
+
+
+def targets(settings: FnasSettings, budgets_ms: Sequence[float]) -> Budgets | None:
+    """The targets T that policy, baseline, buffer and critic tell apart; None: the paper's case, one T and V of its
+    reward."""
+    r, predicts = settings.reward, settings.critic.predicts
+    if r.cost == "madds" or r.form == "accuracy":
+        if predicts == "accuracy":
+            raise ConfigError("controller option critic.predicts is accuracy, but the reward is not one of latency; "
+                              "leave it away, or set reward.cost to latency and reward.form to soft or hard")
+        return None
+    given = (r.target,) if r.target is not None else budgets_ms
+    budgets = Budgets.of(given)
+    return budgets if predicts == "accuracy" or (predicts is None and budgets.many) else None

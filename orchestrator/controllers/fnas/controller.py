@@ -6,6 +6,9 @@ One iteration:
 3. trained samples enter the buffer and the critic's data;
 4. PPO on the whole batch, old samples corrected; 5. the critic learns.
 
+Where there are several budgets each is a target T (ours): policy, baseline, buffer and the critic's choice know the T
+of every sample (budgets.py, aimed.py, hindsight.py). `_budgets` is None in the paper's case of one T.
+
 Everything is a function of the seed and of the observed trials in their order: a batch is drawn the moment the number
 of outstanding trainings allows it, so replaying the log rebuilds policy, critic and buffer.
 """
@@ -25,17 +28,17 @@ from orchestrator.controllers.baselines.answers import TrialAnswers, within
 from orchestrator.controllers.controller import Answer, EarlierRun, Observation, Proposal
 from orchestrator.controllers.fnas.aimed import AimedSampler
 from orchestrator.controllers.fnas.batch import Sample, Sampler
-from orchestrator.controllers.fnas.budgets import Budgets, MovingMeans
+from orchestrator.controllers.fnas.budgets import MovingMeans, targets
 from orchestrator.controllers.fnas.critic import Critic
 from orchestrator.controllers.fnas.experience import Experience, ExperienceBuffer, staleness
 from orchestrator.controllers.fnas.finalists import finalists, smoothed
 from orchestrator.controllers.fnas.hindsight import Hindsight, Trained
 from orchestrator.controllers.fnas.learner import PpoLearner, PpoSettings
 from orchestrator.controllers.fnas.policy import Conditions
-from orchestrator.controllers.fnas.settings import FnasSettings
+from orchestrator.controllers.fnas.settings import FnasSettings, Form, RewardSettings
 from orchestrator.controllers.rewards import mnasnet
 from searchspaces.errors import ConfigError
-from searchspaces.space import Tokens
+from searchspaces.space import SearchSpace, Tokens
 
 ADVANTAGE_CLIP = 3.0
 DEVIATION_FLOOR = 1e-3
@@ -59,8 +62,8 @@ class Fnas(TrialAnswers):
                               "multiply-adds to aim at, for example 3e8")
         self._target = s.reward.target or max(self.task.budgets_ms)
         p = s.policy
-        self._budgets = aims(s, self.task.budgets_ms)
-        self._form = s.reward.form or ("hard" if self._budgets is not None and self._budgets.many else "soft")
+        self._budgets = targets(s, self.task.budgets_ms)
+        self._form: Form = s.reward.form or ("hard" if self._budgets is not None and self._budgets.many else "soft")
         self._learner = PpoLearner(self.space, PpoSettings(
             learning_rate=p.learning_rate, clip=p.clip, epochs=p.epochs, gradient_norm=p.gradient_norm,
             hidden=p.hidden, num_learners=p.num_learners,
@@ -68,6 +71,8 @@ class Fnas(TrialAnswers):
         inputs = self.space.features(self.space.canonical(self.space.extremes())).shape[1]
         self._critic = Critic(inputs, self.task.seed, s.critic.form, s.critic.members, s.critic.hidden)
         self._buffer = ExperienceBuffer(s.buffer.size, s.buffer.eviction, s.buffer.temperature)
+        # R of tokens, accuracies, latencies and a T; no method, or what holds it would hold this controller in a cycle.
+        self._reward = partial(reward_at, self.space, s.reward, self._form)
         # What is known to be over the largest budget is never trained.
         self._allowed = partial(within, self.task, budget_ms=max(self.task.budgets_ms))
         self._sampler = Sampler(self.space, s.critic, self._critic, self._allowed)
@@ -111,7 +116,7 @@ class Fnas(TrialAnswers):
         self._inbox.extend(trials)
 
     def reward(self, tokens_NT: Tokens, accuracy_N: Floats, latency_ms_N: Floats) -> Floats:
-        """R float64[N] (Eq. 2)."""
+        """R float64[N] (Eq. 2); where every budget is a T, that of the largest."""
         return self._reward(tokens_NT, accuracy_N, latency_ms_N, self._target)
 
     def generate(self, budgets_ms: Sequence[float], alternatives: int = 1) -> list[list[Answer]]:
@@ -133,13 +138,6 @@ class Fnas(TrialAnswers):
             score_N = self._reward(tokens_NT, judged_N, latency_ms_N, target)
             answers.append(finalists(tokens_NT, accuracy_N, latency_ms_N, score_N, budget_ms, alternatives))
         return answers
-
-    def _reward(self, tokens_NT: Tokens, accuracy_N: Floats, latency_ms_N: Floats, target: float) -> Floats:
-        s = self.settings.reward
-        if self._form == "accuracy":
-            return np.asarray(accuracy_N, dtype=np.float64)
-        cost_N = latency_ms_N if s.cost == "latency" else self.space.cost(tokens_NT)[0].astype(np.float64)
-        return np.asarray(mnasnet(accuracy_N, cost_N, target, *EXPONENTS[self._form], s.floor))
 
     def metrics(self) -> dict[str, float]:
         return dict(self._metrics)
@@ -226,10 +224,10 @@ class Fnas(TrialAnswers):
         if self._budgets is not None:
             self._trained.add(Trained(sample.tokens_T, tokens_1T[0], sample.features_D, trial.accuracy,
                                       trial.latency_ms, sample.log_mu_T))
-        if foreign:
-            self._buffer.add(sample.tokens_T, reward, sample.log_mu_T)
-        else:
+        if not foreign:
             self._ready.append(sample)
+        elif self._budgets is None:
+            self._buffer.add(sample.tokens_T, reward, sample.log_mu_T)
 
     def _as_if_sampled(self, tokens_1T: Tokens, latency_ms: float) -> Sample:
         """By the present policy, for the smallest budget that holds it."""
@@ -396,18 +394,13 @@ class Fnas(TrialAnswers):
         return float(np.mean([self._trained.best(float(budget_ms)) for budget_ms in self._budgets.anchors_ms]))
 
 
-def aims(settings: FnasSettings, budgets_ms: Sequence[float]) -> Budgets | None:
-    """The targets T that policy, baseline, buffer and critic tell apart; None: the paper's case, one T and V of its
-    reward."""
-    r, predicts = settings.reward, settings.critic.predicts
-    if r.cost == "madds" or r.form == "accuracy":
-        if predicts == "accuracy":
-            raise ConfigError("controller option critic.predicts is accuracy, but the reward is not one of latency; "
-                              "leave it away, or set reward.cost to latency and reward.form to soft or hard")
-        return None
-    given = (r.target,) if r.target is not None else budgets_ms
-    budgets = Budgets.of(given)
-    return budgets if predicts == "accuracy" or (predicts is None and budgets.many) else None
+def reward_at(space: SearchSpace, settings: RewardSettings, form: Form, tokens_NT: Tokens, accuracy_N: Floats,
+              latency_ms_N: Floats, target: float) -> Floats:
+    """R float64[N] (Eq. 2) for T = `target`."""
+    if form == "accuracy":
+        return np.asarray(accuracy_N, dtype=np.float64)
+    cost_N = latency_ms_N if settings.cost == "latency" else space.cost(tokens_NT)[0].astype(np.float64)
+    return np.asarray(mnasnet(accuracy_N, cost_N, target, *EXPONENTS[form], settings.floor))
 
 
 def advantages(rewards_N: Floats, baseline: float | Floats) -> Floats:
