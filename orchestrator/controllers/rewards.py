@@ -23,7 +23,7 @@ def absolute(accuracy: Array, latency: Array, budget: Array | float, coefficient
     return accuracy - coefficient * np.abs(latency / budget - 1)
 
 
-def mnasnet(accuracy: Array, cost: Array, target: Array | float, under: float = -0.07, over: float = -0.07,
+def mnasnet(accuracy: Array, cost: Array, target: float, under: float = -0.07, over: float = -0.07,
             floor: float = 0.0) -> Array:
     """Acc * (c/T)^w, w = `under` where c <= T and `over` elsewhere (FNAS Eq. 2). Soft: both -0.07, hard: 0 and -1.
     c/T counts as at least `floor`."""

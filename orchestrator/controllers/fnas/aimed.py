@@ -62,9 +62,9 @@ class Latencies:
         """float64[N] in ms, nan where nothing is known."""
         return np.full(len(tokens_NT), np.nan) if self._model is None else self._model.predict(tokens_NT)
 
-    def chance(self, latency_NS: Floats, budget_S: Floats) -> Floats:
-        """P(latency <= T) of predicted latencies."""
-        return np.asarray(student.cdf(np.log(budget_S / latency_NS) / self._error * TYPICAL, TAILS))
+    def chance(self, latency_N: Floats, limit_ms: float) -> Floats:
+        """P(latency <= limit) of predicted latencies."""
+        return np.asarray(student.cdf(np.log(limit_ms / latency_N) / self._error * TYPICAL, TAILS))
 
 
 class AimedSampler:
@@ -72,9 +72,10 @@ class AimedSampler:
 
     def __init__(self, space: SearchSpace, settings: CriticSettings, critic: Critic, budgets: Budgets,
                  trained: Hindsight, reward_at: RewardAt, latency: LatencyModel | None,
-                 allowed: Callable[[Tokens], NDArray[np.bool_]]) -> None:
+                 allowed: Callable[[Tokens], NDArray[np.bool_]], largest_ms: float) -> None:
         self._space, self._settings, self._critic, self._budgets = space, settings, critic, budgets
         self._trained, self._reward_at, self._allowed = trained, reward_at, allowed
+        self._largest_ms = largest_ms
         self._latencies = Latencies(space, latency, trained)
         self.gate = Gate(settings, critic)
 
@@ -85,13 +86,12 @@ class AimedSampler:
         drawn = policy.sample(len(budget_N), rng, self._budgets.weights(budget_N))
         samples = self._samples(drawn.tokens_NT, drawn.log_probs_NT, budget_N, version)
         batch, picking = Batch(), self.gate.open and self._latencies.known
-        self._settle_known(batch, samples, int(self._settings.trusted_share * size))
         new = list({s.key: s for s in reversed(samples) if self._trained.row(s.key) is None and s.key not in taken}
                    .values())[::-1]
         if picking and new:
             self._pick(batch, new, policy, size, rng)
         else:
-            batch.to_train += new[:max(1, size - batch.fresh)]
+            batch.to_train += new[:size]
         if not batch.to_train:
             self._add_random(batch, policy, version, taken, rng)
         return batch
@@ -109,18 +109,10 @@ class AimedSampler:
                        float(values_N[i]) if self._critic.calibrated else None, float(doubts_N[i]),
                        budget_ms=float(budget_N[row]), latency_ms=float(latency_N[i])) for i, row in enumerate(rows)]
 
-    def _settle_known(self, batch: Batch, samples: list[Sample], most: int) -> None:
-        for sample in samples:
-            row = self._trained.row(sample.key)
-            if row is not None and batch.count("known") < most:
-                assert sample.budget_ms is not None
-                sample.kind, sample.reward = "known", float(self._trained.rewards(sample.budget_ms)[row])
-                batch.settled.append(sample)
-
     def _pick(self, batch: Batch, new: list[Sample], policy: LstmPolicy, size: int, rng: np.random.Generator) -> None:
         """Trains the most promising sample for each T, and trusts the first of those that no T would rather train."""
-        most_trusted = min(int(self._settings.trusted_share * size), size - batch.fresh - 1)
-        slots_S = self._budgets.draw(max(1, size - batch.fresh - max(0, most_trusted)), rng)
+        most_trusted = min(int(self._settings.trusted_share * size), size - 1)
+        slots_S = self._budgets.draw(size - most_trusted, rng)
         score_NS = self._scores(new, slots_S)
         doubtful_N = (score_NS > np.quantile(score_NS, self._settings.quantile, axis=0)).any(axis=1)
         free_N = np.ones(len(new), dtype=bool)
@@ -130,7 +122,7 @@ class AimedSampler:
             new[index].budget_ms = float(budget_ms)
             batch.to_train.append(new[index])
         self._as_drawn_for_their_budgets(batch.to_train, policy)
-        for index in np.flatnonzero(free_N & ~doubtful_N)[:max(0, most_trusted)]:
+        for index in np.flatnonzero(free_N & ~doubtful_N)[:most_trusted]:
             self._trust(batch, new[index])
 
     def _scores(self, new: list[Sample], slots_S: Floats) -> Floats:
@@ -141,14 +133,16 @@ class AimedSampler:
         tokens_NT = np.stack([np.frombuffer(s.key, dtype=np.int8) for s in new])
         upper_N = np.array([s.predicted for s in new]) + OPTIMISM * doubt_N
         latency_N = np.array([s.latency_ms for s in new])
-        known_M, known_ms_M = self._critic.predict(self._trained.features_MD)[0], self._trained.latency_ms_M
+        trained_MT, known_ms_M = self._trained.tokens_MT, self._trained.latency_ms_M
+        known_M = self._critic.predict(self._trained.features_MD)[0]
         scores = []
         for budget_ms in slots_S:
-            under = known_ms_M <= budget_ms
-            best = self._reward_at(self._trained.tokens_MT, known_M, known_ms_M, budget_ms)[under].max(initial=0.0)
-            hoped_N = self._reward_at(tokens_NT, upper_N, np.minimum(latency_N, budget_ms), budget_ms)
+            limit_ms = budget_ms if self._budgets.many else self._largest_ms     # one T alone is an aim, no budget
+            under = known_ms_M <= limit_ms
+            best = self._reward_at(trained_MT, known_M, known_ms_M, budget_ms)[under].max(initial=0.0)
+            hoped_N = self._reward_at(tokens_NT, upper_N, np.minimum(latency_N, limit_ms), budget_ms)
             gain_N = np.maximum(hoped_N - best, 0.0) + LEAST_GAIN * hoped_N
-            scores.append(self._latencies.chance(latency_N, budget_ms) * gain_N)
+            scores.append(self._latencies.chance(latency_N, limit_ms) * gain_N)
         return np.stack(scores, axis=1)
 
     def _as_drawn_for_their_budgets(self, samples: list[Sample], policy: LstmPolicy) -> None:

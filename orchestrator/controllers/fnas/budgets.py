@@ -14,6 +14,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.controllers.fnas.settings import FnasSettings
+from searchspaces.errors import ConfigError
+
 Floats = NDArray[np.float64]
 ANCHORS = 8         # at most: the policy interpolates between them
 ASKED_SHARE = 0.5   # of drawn T are budgets that were asked for
@@ -21,7 +24,7 @@ ASKED_SHARE = 0.5   # of drawn T are budgets that were asked for
 
 @dataclass(frozen=True)
 class Budgets:
-    """What was asked for, ascending and distinct, at least two. T is as likely between any two neighbours, so it is
+    """What was asked for, ascending and distinct. T is as likely between any two neighbours, so it is
     denser where the user asked for more."""
 
     values_ms: tuple[float, ...]
@@ -29,6 +32,10 @@ class Budgets:
     @classmethod
     def of(cls, budgets_ms: Sequence[float]) -> Budgets:
         return cls(tuple(sorted({float(budget_ms) for budget_ms in budgets_ms})))
+
+    @property
+    def many(self) -> bool:
+        return len(self.values_ms) > 1
 
     @cached_property
     def anchors_ms(self) -> Floats:
@@ -63,9 +70,10 @@ class MovingMeans:
         self._budgets, self._decay = budgets, decay
         self.values_K: Floats | None = None
 
-    def at(self, budgets_N: Floats) -> Floats:
-        """float64[N]; only once something was added."""
-        assert self.values_K is not None
+    def at(self, budgets_N: Floats, before: float) -> Floats:
+        """float64[N]; `before` anything was added."""
+        if self.values_K is None:
+            return np.full(len(budgets_N), before)
         return self._budgets.weights(budgets_N).astype(np.float64) @ self.values_K
 
     def add(self, budgets_N: Floats, rewards_N: Floats) -> None:
@@ -77,3 +85,17 @@ class MovingMeans:
         near_K = weights_NK.sum(axis=0)
         mean_K = (weights_NK * rewards_N[:, None]).sum(axis=0) / np.maximum(near_K, 1e-12)
         self.values_K = mean_K + self._decay ** near_K * (self.values_K - mean_K)
+
+
+def targets(settings: FnasSettings, budgets_ms: Sequence[float]) -> Budgets | None:
+    """The targets T that policy, baseline, buffer and critic tell apart; None: the paper's case, one T and V of its
+    reward."""
+    r, predicts = settings.reward, settings.critic.predicts
+    if r.cost == "madds" or r.form == "accuracy":
+        if predicts == "accuracy":
+            raise ConfigError("controller option critic.predicts is accuracy, but the reward is not one of latency; "
+                              "leave it away, or set reward.cost to latency and reward.form to soft or hard")
+        return None
+    given = (r.target,) if r.target is not None else budgets_ms
+    budgets = Budgets.of(given)
+    return budgets if predicts == "accuracy" or (predicts is None and budgets.many) else None

@@ -24,12 +24,14 @@ Eviction = Literal["quantiles", "top"]
 @dataclass(frozen=True, eq=False)
 class Experience:
     """One measured architecture: tokens as they were sampled, its reward, and the log-probabilities float64[T] that
-    the policy gave these tokens at the time (the behaviour policy mu)."""
+    the policy gave these tokens at the time (the behaviour policy mu). With many budgets the reward is for
+    `budget_ms`, whatever the policy drew for."""
 
     tokens_T: Tokens
     reward: float
     log_mu_T: Floats
     order: int  # how many came before it
+    budget_ms: float | None = None
 
 
 def priorities(rewards_N: Floats, temperature: float = 1.0) -> Floats:

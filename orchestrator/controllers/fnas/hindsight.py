@@ -4,7 +4,7 @@ Legend: M trained networks, n experiences drawn, T token positions.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from orchestrator.controllers.fnas.experience import Experience, ExperienceBuffe
 from searchspaces.space import Tokens
 
 Floats = NDArray[np.float64]
-RewardAt = Callable[[Tokens, Floats, Floats, float | Floats], Floats]   # (tokens, accuracy, latency in ms, T in ms)
+RewardAt = Callable[[Tokens, Floats, Floats, float], Floats]   # (tokens, accuracy, latency in ms, T in ms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +36,26 @@ class Hindsight:
     def __init__(self, reward_at: RewardAt, buffer: Callable[[], ExperienceBuffer]) -> None:
         self._reward_at, self._buffer = reward_at, buffer
         self._trained: list[Trained] = []
+        self._earlier: dict[bytes, Trained] = {}
         self._row_of: dict[bytes, int] = {}
 
     def __len__(self) -> int:
         return len(self._trained)
 
+    @property
+    def lessons(self) -> int:
+        """What can be drawn: earlier runs' networks too."""
+        return len(self._trained) + len(self._earlier)
+
     def add(self, trained: Trained) -> None:
-        self._row_of[trained.canonical_T.tobytes()] = len(self._trained)
+        key = trained.canonical_T.tobytes()
+        self._earlier.pop(key, None)
+        self._row_of[key] = len(self._trained)
         self._trained.append(trained)
+
+    def add_earlier(self, trained: Trained) -> None:
+        """Of an earlier run of the same task: a lesson, but not known here, since only trials of this run answer."""
+        self._earlier[trained.canonical_T.tobytes()] = trained
 
     def row(self, key: bytes) -> int | None:
         """Index of the network with these canonical tokens."""
@@ -58,28 +70,32 @@ class Hindsight:
         return np.stack([t.features_D for t in self._trained])
 
     @property
-    def accuracy_M(self) -> Floats:
-        return np.array([t.accuracy for t in self._trained])
-
-    @property
     def latency_ms_M(self) -> Floats:
         return np.array([t.latency_ms for t in self._trained])
 
-    def rewards(self, budget_ms: float) -> Floats:
-        """float64[M]: of every network with this T."""
-        return self._reward_at(self.tokens_MT, self.accuracy_M, self.latency_ms_M, budget_ms)
+    def reward(self, row: int, budget_ms: float) -> float:
+        return float(self._rewards([self._trained[row]], budget_ms)[0])
+
+    def best(self, budget_ms: float) -> float:
+        """The largest reward with this T; nan where nothing was trained."""
+        return float(self._rewards(self._trained, budget_ms).max()) if self._trained else float("nan")
 
     def draw(self, rng: np.random.Generator, budgets_n: Floats, beta: float) -> tuple[list[Experience], Floats]:
         """One experience for each T: what the buffer would hold if T were the only target, drawn by priority. The
         weights float64[n] are S_i / max_j S_j over the drawn ones (section 6)."""
         drawn, weights = [], []
-        for budget_ms in budgets_n:
-            rewards_M = self.rewards(float(budget_ms))
+        lessons = [*self._earlier.values(), *self._trained]
+        for budget_ms in map(float, budgets_n):
+            rewards_M = self._rewards(lessons, budget_ms)
             buffer = self._buffer()
-            buffer.fill([Experience(t.tokens_T, float(reward), t.log_mu_T, order)
-                         for order, (t, reward) in enumerate(zip(self._trained, rewards_M, strict=True))])
+            buffer.fill([Experience(t.tokens_T, float(reward), t.log_mu_T, order, budget_ms)
+                         for order, (t, reward) in enumerate(zip(lessons, rewards_M, strict=True))])
             p_N = priorities(np.array([e.reward for e in buffer.entries]), buffer.scale())
             row = int(rng.choice(len(p_N), p=p_N))
             drawn.append(buffer.entries[row])
             weights.append(float(importance_weights(p_N, beta)[row]))
         return drawn, np.array(weights) / max(weights, default=1.0)
+
+    def _rewards(self, trained: Sequence[Trained], budget_ms: float) -> Floats:
+        return self._reward_at(np.stack([t.canonical_T for t in trained]), np.array([t.accuracy for t in trained]),
+                               np.array([t.latency_ms for t in trained]), budget_ms)

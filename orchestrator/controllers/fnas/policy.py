@@ -56,7 +56,7 @@ class LstmPolicy(nn.Module):
             self.head_weight = nn.Parameter(torch.empty(positions, largest, hidden))
             self.head_bias = nn.Parameter(torch.empty(positions, largest))
             if conditions:  # the last one, so that the others start alike with and without it
-                self.condition = nn.Parameter(torch.empty(conditions, hidden))
+                self.condition = nn.Embedding(conditions, hidden)
         self.conditions = conditions
         self.register_buffer("kind_offset_T", torch.tensor([int(offsets[c.kind]) for c in space.choices]), False)
         generator = torch.Generator().manual_seed(seed)
@@ -100,7 +100,7 @@ class LstmPolicy(nn.Module):
         """float[N, 1, H] that is added to every input; 0 without conditions."""
         given = 0 if conditions_NK is None else conditions_NK.shape[1]
         assert given == self.conditions, f"the policy has {self.conditions} conditions, not {given}"
-        return torch.zeros(()) if conditions_NK is None else (conditions_NK @ self.condition)[:, None]
+        return torch.zeros(()) if conditions_NK is None else (conditions_NK @ self.condition.weight)[:, None]
 
     def forward(self, tokens_NT: Tensor, live_NT: Tensor, valid_NTV: Tensor,
                 conditions_NK: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -5,18 +5,21 @@ from typing import Literal
 
 from pydantic import Field
 
-from orchestrator.controllers.fnas.critic import Form
+from orchestrator.controllers.fnas.critic import Form as CriticForm
 from orchestrator.controllers.fnas.experience import Eviction
 from orchestrator.settings import Frozen
+
+Form = Literal["soft", "hard", "accuracy"]      # of the reward
 
 
 class RewardSettings(Frozen):
     """R = ACC * (LAT / T)^w (Eq. 2, after MnasNet): soft w = -0.07; hard w = 0 under the target and -1 above."""
 
-    form: Literal["soft", "hard", "accuracy"] | None = Field(None, description=(
+    form: Form | None = Field(None, description=(
         "what LAT above T costs; accuracy: nothing; none: soft for one target, hard where every budget is one"))
     cost: Literal["latency", "madds"] = Field("latency", description="what LAT is: latency in ms, or multiply-adds")
-    target: float | None = Field(None, gt=0, description="T, in ms or multiply-adds; none: the largest budget")
+    target: float | None = Field(None, gt=0, description=(
+        "T, in ms or multiply-adds; none: every budget, or the largest where the critic predicts the reward"))
     floor: float = Field(0.5, ge=0, description="LAT / T counts as at least this, or models of almost no cost win")
 
 
@@ -24,7 +27,10 @@ class CriticSettings(Frozen):
     """Uncertainty-aware critic (section 4): which samples need no training."""
 
     use: bool = Field(True, description="false: every sample is trained")
-    form: Form = Field("ensemble", description="printed: V and a second network U that learns its errors")
+    form: CriticForm = Field("ensemble", description="printed: V and a second network U that learns its errors")
+    predicts: Literal["reward", "accuracy"] | None = Field(None, description=(
+        "what V learns: the reward of one target, as printed, or the accuracy, from which with a latency model follows "
+        "the reward of any; none: reward where there is one target, accuracy where every budget is one"))
     decision: Literal["promise", "uncertainty"] = Field(
         "promise", description="what is trained: what may be good (V + 2 U), or only what is uncertain (U), as printed")
     members: int = Field(5, ge=2, le=1_000_000, description="networks of the ensemble")
