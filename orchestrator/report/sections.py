@@ -136,8 +136,9 @@ def _meaning(run: RunView) -> str:
         return ""
     what = ("architectures considered for the budget would be more accurate after a final training" if run.bare else
             "networks considered for the budget is truly more accurate (on infinitely many images)")
+    caution = (" As nothing was trained, high chances are rather too high (docs/uncertainty.md)." if run.bare else "")
     return (f'<p class="note">Chance to be best: how probable it is that none of the other {what}; then the expected '
-            "gain over the next best, and how many were considered.</p>")
+            f"gain over the next best, and how many were considered.{caution}</p>")
 
 
 def _key(row: dict[str, Any], several: bool) -> tuple[str, float]:
