@@ -11,6 +11,7 @@ the beliefs as far as the trials bear them out (prediction/earlier.py). Trials o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,20 +75,21 @@ class BlackBoxUnas(TrialAnswers):
             return
         if len(self._before) >= LEAST_NETWORKS:
             self._learn(self._before, 0)
-        elif self._signals is not None and len(known := self._known_before()) >= LEAST_NETWORKS:
-            self._learn(known, 0, own=False)
+        elif self._signals is not None and len(self._elsewhere) >= LEAST_NETWORKS:
+            self._learn([], 0)
 
-    def _known_before(self) -> list[Observation]:
+    @cached_property
+    def _elsewhere(self) -> list[Observation]:
         """Trials of other tasks whose latency on this device is known."""
-        return [Observation(row, float(accuracy), float(ms)) for run in self.task.earlier
+        return [Observation(row, float(accuracy), float(ms)) for run in self.task.earlier if not run.same_task
                 for row, accuracy, ms in zip(self.space.canonical(run.tokens_NT), run.accuracy_N, run.latency_ms_N)
                 if np.isfinite(accuracy) and np.isfinite(ms)]
 
-    def _learn(self, trials: Sequence[Observation], length: int, own: bool = True) -> None:
+    def _learn(self, trials: Sequence[Observation], length: int) -> None:
         seed = self._seed(length)
         with threadpool_limits(1):
             self._beliefs = Beliefs(self.space, trials, self.task.latency, self.task.budgets_ms, self.settings, seed,
-                                    self._signals, own)
+                                    self._signals, self._elsewhere)
             self._logits = follow(self._beliefs, seed)
         self._round = length
 
