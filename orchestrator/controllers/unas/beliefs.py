@@ -39,15 +39,12 @@ class Beliefs:
     def __init__(self, space: SearchSpace, trials: Sequence[Observation], latency: LatencyModel | None,
                  budgets_ms: Sequence[float], options: BlackBoxOptions, seed: int,
                  signals: Signals | None = None, elsewhere: Sequence[Observation] = ()) -> None:
-        """`latency`: None where it is known through trials only. `signals`: of earlier runs on other tasks, which alone
-        are believed where there are no `trials`; `elsewhere`: their trials, whose latencies are this device's."""
+        """`latency`: None where it is known through trials only. `signals` of earlier runs on other tasks; `elsewhere`
+        are their trials, whose latencies are this device's."""
         self.space, self.options, self.budgets_B = space, options, np.asarray(budgets_ms, dtype=np.float64)
         known = [*trials, *elsewhere]
-        tokens_MT = np.stack([trial.tokens for trial in trials or known])
-        if signals is not None and not trials:
-            self.posterior: Posterior | InformedPosterior | Signals = signals
-        else:
-            self.posterior = fit_posterior(space, trials, options, seed, signals)
+        tokens_MT = np.stack([trial.tokens for trial in trials])
+        self.posterior = fit_posterior(space, trials, options, seed, signals)
         self.latency = latency or predictor_of_trials(space, np.stack([trial.tokens for trial in known]),
                                                       np.array([trial.latency_ms for trial in known]))
         self.spread = max(1e-9, float(self.posterior.believe(space.features(tokens_MT)).mean_N.std()))

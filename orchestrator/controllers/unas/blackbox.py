@@ -4,9 +4,9 @@ Every `batch` trials the beliefs are fitted anew and one distribution per budget
 (beliefs.py). Proposals are samples of the distributions, budgets in turn; answers are the trials under a budget that
 are believed to be the most accurate, because one cheap training is a noisy witness.
 
-With earlier runs (`warm_start`) on other tasks distributions exist before the first trial: they follow what these runs
-make one believe, and every second architecture of the start is their sample. Afterwards the earlier runs are part of
-the beliefs as far as the trials bear them out (prediction/earlier.py). Trials of the same task count as this run's.
+With earlier runs (`warm_start`) on other tasks their signals are part of the beliefs as far as the trials bear them out
+(prediction/earlier.py), their latencies count, too. Trials of the same task count as this run's: distributions follow
+them before the first trial, and every second architecture of the start is a sample.
 """
 from __future__ import annotations
 
@@ -70,13 +70,10 @@ class BlackBoxUnas(TrialAnswers):
             self._learn(trials, length)
 
     def _follow_earlier(self) -> None:
-        """Before the first round: trials of the same task, or the signals of others where latencies are known."""
-        if self._beliefs is not None or not self.task.earlier:
-            return
-        if len(self._before) >= LEAST_NETWORKS:
+        """Before the first round: trials of the same task. Those of other tasks might mislead and wait for the first
+        trials, which show whether they do."""
+        if self._beliefs is None and len(self._before) >= LEAST_NETWORKS:
             self._learn(self._before, 0)
-        elif self._signals is not None and len(self._elsewhere) >= LEAST_NETWORKS:
-            self._learn([], 0)
 
     @cached_property
     def _elsewhere(self) -> list[Observation]:
