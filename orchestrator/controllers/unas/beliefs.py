@@ -72,9 +72,13 @@ class Beliefs:
 
 def fit_posterior(space: SearchSpace, trials: Sequence[Observation], options: BlackBoxOptions, seed: int,
                   signals: Signals | None = None) -> Posterior | InformedPosterior:
-    tokens_MT = np.stack([trial.tokens for trial in trials])
-    return earlier.fit_posterior(space.features(tokens_MT), np.array([trial.accuracy for trial in trials]), signals,
-                                 options.posterior, seed)
+    """As without earlier runs where these are not believed at all."""
+    features_MF = space.features(np.stack([trial.tokens for trial in trials]))
+    accuracy_M = np.array([trial.accuracy for trial in trials])
+    believed = earlier.fit_posterior(features_MF, accuracy_M, signals, options.posterior, seed)
+    if isinstance(believed, InformedPosterior) and not believed.agreement:
+        return earlier.fit_posterior(features_MF, accuracy_M, None, options.posterior, seed)
+    return believed
 
 
 def follow(beliefs: Beliefs, seed: int) -> Logits:
