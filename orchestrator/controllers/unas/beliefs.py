@@ -38,15 +38,15 @@ class Beliefs:
 
     def __init__(self, space: SearchSpace, trials: Sequence[Observation], latency: LatencyModel | None,
                  budgets_ms: Sequence[float], options: BlackBoxOptions, seed: int,
-                 signals: Signals | None = None, own: bool = True) -> None:
-        """`latency`: None where it is known through trials only. `signals`: of earlier runs on other tasks; without
-        trials of one's `own` they alone are believed, and `trials` are theirs."""
+                 signals: Signals | None = None, elsewhere: Sequence[Observation] = ()) -> None:
+        """`latency`: None where it is known through trials only. `signals` of earlier runs on other tasks; `elsewhere`
+        are their trials, whose latencies are this device's."""
         self.space, self.options, self.budgets_B = space, options, np.asarray(budgets_ms, dtype=np.float64)
+        known = [*trials, *elsewhere]
         tokens_MT = np.stack([trial.tokens for trial in trials])
-        self.posterior: Posterior | InformedPosterior | Signals = (
-            fit_posterior(space, trials, options, seed, signals) if own or signals is None else signals)
-        latency_M = np.array([trial.latency_ms for trial in trials])
-        self.latency = latency or predictor_of_trials(space, tokens_MT, latency_M)
+        self.posterior = fit_posterior(space, trials, options, seed, signals)
+        self.latency = latency or predictor_of_trials(space, np.stack([trial.tokens for trial in known]),
+                                                      np.array([trial.latency_ms for trial in known]))
         self.spread = max(1e-9, float(self.posterior.believe(space.features(tokens_MT)).mean_N.std()))
         self._known: dict[bytes, tuple[float, float]] = {}
 
@@ -72,9 +72,13 @@ class Beliefs:
 
 def fit_posterior(space: SearchSpace, trials: Sequence[Observation], options: BlackBoxOptions, seed: int,
                   signals: Signals | None = None) -> Posterior | InformedPosterior:
-    tokens_MT = np.stack([trial.tokens for trial in trials])
-    return earlier.fit_posterior(space.features(tokens_MT), np.array([trial.accuracy for trial in trials]), signals,
-                                 options.posterior, seed)
+    """As without earlier runs where these are not believed at all."""
+    features_MF = space.features(np.stack([trial.tokens for trial in trials]))
+    accuracy_M = np.array([trial.accuracy for trial in trials])
+    believed = earlier.fit_posterior(features_MF, accuracy_M, signals, options.posterior, seed)
+    if isinstance(believed, InformedPosterior) and not believed.agreement:
+        return earlier.fit_posterior(features_MF, accuracy_M, None, options.posterior, seed)
+    return believed
 
 
 def follow(beliefs: Beliefs, seed: int) -> Logits:

@@ -4,13 +4,14 @@ Every `batch` trials the beliefs are fitted anew and one distribution per budget
 (beliefs.py). Proposals are samples of the distributions, budgets in turn; answers are the trials under a budget that
 are believed to be the most accurate, because one cheap training is a noisy witness.
 
-With earlier runs (`warm_start`) on other tasks distributions exist before the first trial: they follow what these runs
-make one believe, and every second architecture of the start is their sample. Afterwards the earlier runs are part of
-the beliefs as far as the trials bear them out (prediction/earlier.py). Trials of the same task count as this run's.
+With earlier runs (`warm_start`) on other tasks their signals are part of the beliefs as far as the trials bear them out
+(prediction/earlier.py), their latencies count, too. Trials of the same task count as this run's: distributions follow
+them before the first trial, and every second architecture of the start is a sample.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,25 +70,23 @@ class BlackBoxUnas(TrialAnswers):
             self._learn(trials, length)
 
     def _follow_earlier(self) -> None:
-        """Before the first round: trials of the same task, or the signals of others where latencies are known."""
-        if self._beliefs is not None or not self.task.earlier:
-            return
-        if len(self._before) >= LEAST_NETWORKS:
+        """Before the first round: trials of the same task. Those of other tasks might mislead and wait for the first
+        trials, which show whether they do."""
+        if self._beliefs is None and len(self._before) >= LEAST_NETWORKS:
             self._learn(self._before, 0)
-        elif self._signals is not None and len(known := self._known_before()) >= LEAST_NETWORKS:
-            self._learn(known, 0, own=False)
 
-    def _known_before(self) -> list[Observation]:
+    @cached_property
+    def _elsewhere(self) -> list[Observation]:
         """Trials of other tasks whose latency on this device is known."""
-        return [Observation(row, float(accuracy), float(ms)) for run in self.task.earlier
+        return [Observation(row, float(accuracy), float(ms)) for run in self.task.earlier if not run.same_task
                 for row, accuracy, ms in zip(self.space.canonical(run.tokens_NT), run.accuracy_N, run.latency_ms_N)
                 if np.isfinite(accuracy) and np.isfinite(ms)]
 
-    def _learn(self, trials: Sequence[Observation], length: int, own: bool = True) -> None:
+    def _learn(self, trials: Sequence[Observation], length: int) -> None:
         seed = self._seed(length)
         with threadpool_limits(1):
             self._beliefs = Beliefs(self.space, trials, self.task.latency, self.task.budgets_ms, self.settings, seed,
-                                    self._signals, own)
+                                    self._signals, self._elsewhere)
             self._logits = follow(self._beliefs, seed)
         self._round = length
 
