@@ -79,8 +79,9 @@ def test_which_targets_are_told_apart(options: dict[str, Any], expected: tuple[f
     found = targets(FnasSettings.model_validate(options), (9.0, *BUDGETS_MS))
     assert (None if found is None else found.values_ms) == expected
     assert targets(FnasSettings(), (9.0, 9.0)) is None
+    wrong = FnasSettings.model_validate({"reward": {"form": "accuracy"}, "critic": {"predicts": "accuracy"}})
     with pytest.raises(ConfigError, match="critic.predicts is accuracy, but"):
-        targets(FnasSettings.model_validate({"reward": {"form": "accuracy"}, "critic": {"predicts": "accuracy"}}), (9.0,))
+        targets(wrong, (9.0,))
 
 
 # --- policy and baseline, given T ------------------------------------------------------------------------------------
