@@ -260,8 +260,8 @@ class OneAnswer:
         drawn.log_probs_NT[:] = 0
         return drawn
 
-    def evaluate(self, tokens_NT: Any) -> Any:
-        return self._policy.evaluate(tokens_NT)
+    def evaluate(self, tokens_NT: Any, *conditions: Any) -> Any:
+        return self._policy.evaluate(tokens_NT, *conditions)
 
 
 def test_a_collapsed_policy_ends_in_random_samples_not_in_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:

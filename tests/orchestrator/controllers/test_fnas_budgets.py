@@ -18,14 +18,15 @@ from orchestrator.controllers.catalogue import make_controller
 from orchestrator.controllers.conformance import SyntheticLatency
 from orchestrator.controllers.controller import EarlierRun, LatencyModel, Observation, Task
 from orchestrator.controllers.fnas.aimed import AimedSampler
-from orchestrator.controllers.fnas.budgets import Budgets, MovingMeans
+from orchestrator.controllers.fnas.budgets import Budgets, MovingMeans, targets
 from orchestrator.controllers.fnas.controller import Fnas
 from orchestrator.controllers.fnas.experience import ExperienceBuffer, priorities
 from orchestrator.controllers.fnas.finalists import smoothed
 from orchestrator.controllers.fnas.hindsight import Hindsight, Trained
 from orchestrator.controllers.fnas.policy import LstmPolicy
-from orchestrator.controllers.fnas.settings import CriticSettings
+from orchestrator.controllers.fnas.settings import CriticSettings, FnasSettings
 from orchestrator.controllers.rewards import mnasnet
+from searchspaces.errors import ConfigError
 from searchspaces.nasbench201.space import NasBench201
 from searchspaces.space import Tokens
 from tests.orchestrator.controllers.toy import ToyLatency, ToySpace, toy_accuracy
@@ -68,6 +69,19 @@ def test_one_target_proposes_what_it_did_before_budgets_could_be_many(
     """Recorded from the version whose policy knew no budgets."""
     log = search(fnas(budgets_ms, latency, reward=reward), 40)
     assert hashlib.sha256(b"".join(trial.tokens.tobytes() for trial in log)).hexdigest()[:16] == expected
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ({}, BUDGETS_MS), ({"reward": {"target": 6.0}}, None), ({"reward": {"form": "accuracy"}}, None),
+    ({"reward": {"cost": "madds", "target": 3e8}}, None), ({"critic": {"predicts": "reward"}}, None),
+    ({"reward": {"target": 6.0}, "critic": {"predicts": "accuracy"}}, (6.0,))])
+def test_which_targets_are_told_apart(options: dict[str, Any], expected: tuple[float, ...] | None) -> None:
+    found = targets(FnasSettings.model_validate(options), (9.0, *BUDGETS_MS))
+    assert (None if found is None else found.values_ms) == expected
+    assert targets(FnasSettings(), (9.0, 9.0)) is None
+    wrong = FnasSettings.model_validate({"reward": {"form": "accuracy"}, "critic": {"predicts": "accuracy"}})
+    with pytest.raises(ConfigError, match="critic.predicts is accuracy, but"):
+        targets(wrong, (9.0,))
 
 
 # --- policy and baseline, given T ------------------------------------------------------------------------------------
