@@ -31,12 +31,18 @@ def distinct(tokens_NT: Tokens, exclude: Collection[bytes] = ()) -> Tokens:
     return tokens_NT[np.array(keep, dtype=bool)]
 
 
+def seeing(space: SearchSpace, tokens_NT: Tokens) -> Tokens:
+    """Without the networks whose output does not depend on the image: nobody has to try them to know."""
+    return tokens_NT[~space.blind(tokens_NT)]
+
+
 def initial_design(space: SearchSpace, latency: LatencyModel | None, largest_ms: float, count: int,
                    rng: np.random.Generator) -> list[Proposal]:
     """Distinct uniform samples; with known latency none over the largest budget, spread evenly over latency."""
     if latency is None:
-        return [Proposal(row) for row in distinct(space.sample_uniform(rng, count * 2))[:count]]
-    pool_NT = distinct(np.concatenate([space.sample_uniform(rng, count * DRAWS), near_extremes(space, count * 8, rng)]))
+        return [Proposal(row) for row in seeing(space, distinct(space.sample_uniform(rng, count * 2)))[:count]]
+    pool_NT = seeing(space, distinct(np.concatenate([space.sample_uniform(rng, count * DRAWS),
+                                                     near_extremes(space, count * 8, rng)])))
     latency_N = latency.predict(pool_NT)
     pool_NT, latency_N = pool_NT[latency_N <= largest_ms], latency_N[latency_N <= largest_ms]
     if len(pool_NT) <= count:

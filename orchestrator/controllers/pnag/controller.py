@@ -31,6 +31,7 @@ from orchestrator.controllers.pnag.candidates import (
     initial_design,
     near_extremes,
     offspring,
+    seeing,
     select,
 )
 from orchestrator.controllers.pnag.earlier import Earlier
@@ -133,7 +134,7 @@ class Pnag(Controller):
         budgets = self._training_budgets(knowledge)
         learner = self._learn(knowledge, budgets, self.settings.for_rounds(), seed=int(rng.integers(2**31)))
         self._metrics = learner.metrics | knowledge.metrics() | {"round": float(round_number)}
-        candidates_NT = distinct(self._candidates(knowledge, learner, budgets, rng), known)
+        candidates_NT = seeing(self.space, distinct(self._candidates(knowledge, learner, budgets, rng), known))
         slots_ms = np.concatenate([budget_slots(budgets, self._round_size, rng) for _ in range(LOOKAHEAD)])
         return select(knowledge, candidates_NT, slots_ms, largest_ms, self.settings.posterior.optimism, rng)
 
