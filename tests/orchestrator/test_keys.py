@@ -30,7 +30,7 @@ def test_every_key_has_a_meaning() -> None:
                             "accuracy.workers); auto: one per spare CPU, at most 4 per GPU")),
     ("accuracy.table.unit", Key("accuracy.table.unit", "float", "0.01", "> 0",
                                 "value of 1 in these columns: 0.01 for per cent")),
-    ("controller.pnag.posterior.trees", Key("controller.posterior.trees", "int", "100", ">= 2, <= 1000000",
+    ("controller.pnag.posterior.trees", Key("controller.posterior.trees", "int", "50", ">= 2, <= 1000000",
                                             "of the random forest")),
 ])
 def test_one_key(section: str, expected: Key) -> None:
