@@ -12,9 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from orchestrator.handover.certainty import DRAWS, SEED, Array, Belief, normal_draws
 from orchestrator.handover.paired import error_covariance
@@ -78,6 +75,11 @@ def belief_of_search(arch_ids: Sequence[str], features_NF: NDArray[np.float32], 
     nothing that a run can learn. Departures are taken to be independent, and their spread to be as wide as the noise,
     give or take a half-Cauchy: about as often smaller as larger, and sometimes many times larger.
     """
+    # Here, because every command would wait a second for what only such runs need.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
     rng = np.random.default_rng(SEED)
     further = rng.permutation(len(searched_M))[:max(0, MOST_TRIALS - len(searched_N))]
     inputs = np.concatenate([features_NF, features_MF[further]]).astype(np.float64)

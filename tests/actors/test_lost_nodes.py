@@ -46,10 +46,11 @@ def test_what_a_lost_node_held_goes_on_on_another_one(cluster: Cluster, tmp_path
     cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
     late = collect_all(pool)
     assert sorted([*found, *late]) == list(range(40)) and not any(e.error for e in late.values())
-    status = get(epoch)
-    assert status["pid"] != before["pid"] and status["epoch"] >= 2
+    status = get(epoch)         # where it was quick, from before the node went
+    assert status["epoch"] >= 2
     while status["epoch"] < 3:
         status = get(service.actor.train_epoch.remote())
+    assert status["pid"] != before["pid"]
     assert_close(get(service.actor.weights.remote())[1], alone(tmp_path / "alone", TinySpace(), 3), atol=1e-6)
     pool.close()
     service.close()

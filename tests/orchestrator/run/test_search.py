@@ -140,6 +140,14 @@ def test_killed_at_every_stage_and_resumed(tiny: Path, tmp_path: Path) -> None:
     check_finished_run(run)
     assert [trial.arch_id for trial in RunStore(run).read_trials()][:len(recorded)] == recorded
 
+
+@pytest.mark.soak
+def test_a_second_search_learns_from_the_first(tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    options = ("--runs", str(run.parent))
+    process = start("search", str(tiny), "--name", "tiny", *options)
+    finish(process)
+    assert process.returncode == 0
     process = start("search", str(tiny), "--name", "second", *options, "--set", "controller=pnag", "--set",
                     "warm_start=[tiny]", "--set", "seed=4")
     output = finish(process)

@@ -92,7 +92,7 @@ def standard_errors(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
 STEPS = 2000
 
 
-@pytest.mark.parametrize("estimator", ["rebar", "reinforce"])
+@pytest.mark.parametrize("estimator", ["rebar", pytest.param("reinforce", marks=pytest.mark.soak)])
 def test_the_step_estimates_the_gradient_of_the_generalisation_loss(estimator: str) -> None:
     training = started(steps=STEPS, estimator=estimator, latency=LatencySettings(weight=0.0))
     train_N, validation_N = losses(training, TRAIN), losses(training, HELD_OUT)
