@@ -62,7 +62,7 @@ def written(folder: Path, **changes: Any) -> str:
     return str(path)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_sweep_goes_on_where_it_was(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                              capsys: pytest.CaptureFixture[str]) -> None:
     sweep, options = tmp_path / "runs" / "two", ("--runs", str(tmp_path / "runs"), "--address", address)
