@@ -186,7 +186,7 @@ def stop_at_the_first_file(config: Config, runs: Path) -> None:
         search.run()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_that_ends_while_it_compares_trains_nothing_twice(
         ray_local: None, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, config = tmp_path / "run", config_of(weights)
