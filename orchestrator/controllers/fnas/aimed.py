@@ -13,7 +13,6 @@ from collections.abc import Callable, Set
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from orchestrator.controllers.controller import LatencyModel
 from orchestrator.controllers.fnas.batch import OPTIMISM, RANDOM_TRIES, Batch, Gate, Sample
@@ -22,14 +21,12 @@ from orchestrator.controllers.fnas.critic import Critic
 from orchestrator.controllers.fnas.hindsight import Hindsight, RewardAt
 from orchestrator.controllers.fnas.policy import LstmPolicy
 from orchestrator.controllers.fnas.settings import CriticSettings
-from orchestrator.prediction.predictor import LEAST_NETWORKS, LatencyPredictor, predictor_of_trials
+from orchestrator.prediction.chance import LEAST_ERROR, chance_under, typical_error
+from orchestrator.prediction.predictor import LEAST_NETWORKS, predictor_of_trials
 from searchspaces.space import SearchSpace, Tokens
 
 Floats = NDArray[np.float64]
 LEAST_GAIN = 1e-3       # share of the reward, so that samples are ordered also where none promises an improvement
-LEAST_ERROR = 0.007     # of a latency model, as a share
-TAILS = 3               # degrees of freedom of the latency errors: small for most, large for the few
-TYPICAL = student.ppf(0.75, TAILS)  # median of |t|
 GROWTH = 1.1            # trained networks grow by this factor between two fits of a latency model
 
 
@@ -52,11 +49,7 @@ class Latencies:
         self._fitted = len(self._trained)
         tokens_MT, latency_M = self._trained.tokens_MT, self._trained.latency_ms_M
         self._model = self._given or predictor_of_trials(self._space, tokens_MT, latency_M)
-        if isinstance(self._model, LatencyPredictor):
-            error = self._model.typical_error
-        else:
-            error = float(np.median(np.abs(np.log(latency_M / self._model.predict(tokens_MT)))))
-        self._error = max(LEAST_ERROR, error)
+        self._error = typical_error(self._model, tokens_MT, latency_M)
 
     def predict(self, tokens_NT: Tokens) -> Floats:
         """float64[N] in ms, nan where nothing is known."""
@@ -64,7 +57,7 @@ class Latencies:
 
     def chance(self, latency_N: Floats, limit_ms: float) -> Floats:
         """P(latency <= limit) of predicted latencies."""
-        return np.asarray(student.cdf(np.log(limit_ms / latency_N) / self._error * TYPICAL, TAILS))
+        return chance_under(latency_N, limit_ms, self._error)
 
 
 class AimedSampler:

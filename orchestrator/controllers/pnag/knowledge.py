@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from orchestrator.controllers.controller import LatencyModel, Observation
+from orchestrator.prediction.chance import chance_under, typical_error
 from orchestrator.prediction.earlier import InformedPosterior, fit_posterior, posterior_from_state
 from orchestrator.prediction.posterior import Believed, Posterior, PosteriorSettings
 from orchestrator.prediction.predictor import LEAST_NETWORKS, LatencyPredictor, predictor_of_trials
@@ -20,10 +20,6 @@ from searchspaces.space import SearchSpace, Tokens
 
 if TYPE_CHECKING:
     from orchestrator.controllers.pnag.earlier import Earlier
-
-LEAST_ERROR = 0.007
-TAILS = 3                 # degrees of freedom of the latency errors
-TYPICAL = student.ppf(0.75, TAILS)   # median of |t|
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Knowledge:
         known_ms = earlier.known_ms if earlier and latency is None else {}
         model = latency or predictor_of_trials(space, *_with(tokens_MT, latency_M, known_ms))
         return cls(space, tokens_MT, accuracy_M, latency_M, posterior, model,
-                   _latency_error(model, tokens_MT, latency_M), _rows(tokens_MT), len(borrowed), known_ms)
+                   typical_error(model, tokens_MT, latency_M), _rows(tokens_MT), len(borrowed), known_ms)
 
     def believe(self, tokens_NT: Tokens) -> Believed:
         return self.posterior.believe(self.space.features(tokens_NT))
@@ -80,9 +76,8 @@ class Knowledge:
         return np.array([row.tobytes() in self.earlier_ms for row in tokens_NT], dtype=bool)
 
     def chance(self, latency_N: NDArray[np.float64], budget_ms: float) -> NDArray[np.float64]:
-        """float64[N]: P(latency <= budget) of predicted latencies. Student's t, because errors are small for most and
-        large for the few that features do not explain."""
-        return student.cdf((np.log(budget_ms) - np.log(latency_N)) / self.latency_error * TYPICAL, TAILS)
+        """float64[N]: P(latency <= budget) of predicted latencies."""
+        return chance_under(latency_N, budget_ms, self.latency_error)
 
     def rows(self, tokens_NT: Tokens) -> NDArray[np.int64]:
         """int64[N]: index of the successful trial of each canonical architecture, -1 where there is none."""
@@ -114,7 +109,7 @@ class Knowledge:
         model = latency or LatencyPredictor.from_state(space, part("predictor."))
         latency_M = np.asarray(state["latency_ms"])
         return cls(space, tokens_MT, np.asarray(state["accuracy"]), latency_M,
-                   posterior_from_state(part("posterior.")), model, _latency_error(model, tokens_MT, latency_M),
+                   posterior_from_state(part("posterior.")), model, typical_error(model, tokens_MT, latency_M),
                    _rows(tokens_MT), int(state.get("borrowed", 0)),
                    {np.asarray(row, dtype=np.int8).tobytes(): float(ms) for row, ms in zip(
                        state.get("earlier_tokens", ()), state.get("earlier_ms", ()))})
@@ -135,11 +130,3 @@ def _with(tokens_MT: Tokens, latency_M: NDArray[np.float64],
 
 def _rows(tokens_MT: Tokens) -> dict[bytes, int]:
     return {row.tobytes(): index for index, row in enumerate(tokens_MT)}
-
-
-def _latency_error(model: LatencyModel, tokens_MT: Tokens, latency_M: NDArray[np.float64]) -> float:
-    """Median of |log(true / predicted)|: held out where the model was fitted to trials, else of these; at least
-    LEAST_ERROR."""
-    if isinstance(model, LatencyPredictor):
-        return max(LEAST_ERROR, model.typical_error)
-    return max(LEAST_ERROR, float(np.median(np.abs(np.log(latency_M / model.predict(tokens_MT))))))
