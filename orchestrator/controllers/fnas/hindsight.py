@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,20 +74,20 @@ class Hindsight:
     def latency_ms_M(self) -> Floats:
         return np.array([t.latency_ms for t in self._trained])
 
-    def reward(self, row: int, budget_ms: float) -> float:
-        return float(self._rewards([self._trained[row]], budget_ms)[0])
-
     def best(self, budget_ms: float) -> float:
         """The largest reward with this T; nan where nothing was trained."""
-        return float(self._rewards(self._trained, budget_ms).max()) if self._trained else float("nan")
+        return float(self._rewards(self._trained)(budget_ms).max()) if self._trained else float("nan")
 
     def draw(self, rng: np.random.Generator, budgets_n: Floats, beta: float) -> tuple[list[Experience], Floats]:
         """One experience for each T: what the buffer would hold if T were the only target, drawn by priority. The
         weights float64[n] are S_i / max_j S_j over the drawn ones (section 6)."""
         drawn, weights = [], []
+        if not len(budgets_n):
+            return [], np.zeros(0)
         lessons = [*self._earlier.values(), *self._trained]
+        rewards_at = self._rewards(lessons)
         for budget_ms in map(float, budgets_n):
-            rewards_M = self._rewards(lessons, budget_ms)
+            rewards_M = rewards_at(budget_ms)
             buffer = self._buffer()
             buffer.fill([Experience(t.tokens_T, float(reward), t.log_mu_T, order, budget_ms)
                          for order, (t, reward) in enumerate(zip(lessons, rewards_M, strict=True))])
@@ -94,8 +95,9 @@ class Hindsight:
             row = int(rng.choice(len(p_N), p=p_N))
             drawn.append(buffer.entries[row])
             weights.append(float(importance_weights(p_N, beta)[row]))
-        return drawn, np.array(weights) / max(weights, default=1.0)
+        return drawn, np.array(weights) / max(weights)
 
-    def _rewards(self, trained: Sequence[Trained], budget_ms: float) -> Floats:
-        return self._reward_at(np.stack([t.canonical_T for t in trained]), np.array([t.accuracy for t in trained]),
-                               np.array([t.latency_ms for t in trained]), budget_ms)
+    def _rewards(self, trained: Sequence[Trained]) -> Callable[[float], Floats]:
+        """Rewards float64[M] of these for any T."""
+        return partial(self._reward_at, np.stack([t.canonical_T for t in trained]),
+                       np.array([t.accuracy for t in trained]), np.array([t.latency_ms for t in trained]))
