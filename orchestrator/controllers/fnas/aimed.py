@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.controllers.controller import LatencyModel
-from orchestrator.controllers.fnas.batch import OPTIMISM, RANDOM_TRIES, Batch, Gate, Sample
+from orchestrator.controllers.fnas.batch import OPTIMISM, RANDOM_TRIES, Batch, Gate, Sample, judged
 from orchestrator.controllers.fnas.budgets import Budgets
 from orchestrator.controllers.fnas.critic import Critic
 from orchestrator.controllers.fnas.hindsight import Hindsight, RewardAt
@@ -91,16 +91,13 @@ class AimedSampler:
 
     def _samples(self, tokens_NT: Tokens, log_mu_NT: Floats, budget_N: Floats, version: int) -> list[Sample]:
         """The rows that are allowed (under the largest budget), with V and U of their accuracy."""
-        canonical_NT = self._space.canonical(tokens_NT)
-        rows = np.flatnonzero(self._allowed(canonical_NT))
-        if not len(rows):
+        samples, rows, _, _ = judged(self._space, self._critic, self._allowed, tokens_NT, log_mu_NT, version)
+        if not samples:
             return []
-        features_ND = self._space.features(canonical_NT[rows])
-        values_N, doubts_N = self._critic.predict(features_ND)
-        latency_N = self._latencies.predict(canonical_NT[rows])
-        return [Sample(tokens_NT[row], canonical_NT[row].tobytes(), log_mu_NT[row], version, features_ND[i],
-                       float(values_N[i]) if self._critic.calibrated else None, float(doubts_N[i]),
-                       budget_ms=float(budget_N[row]), latency_ms=float(latency_N[i])) for i, row in enumerate(rows)]
+        latency_N = self._latencies.predict(self._space.canonical(tokens_NT[rows]))
+        for sample, row, latency_ms in zip(samples, rows, latency_N, strict=True):
+            sample.budget_ms, sample.latency_ms = float(budget_N[row]), float(latency_ms)
+        return samples
 
     def _pick(self, batch: Batch, new: list[Sample], policy: LstmPolicy, size: int, rng: np.random.Generator) -> None:
         """Trains the most promising sample for each T, and trusts the first of those that no T would rather train."""

@@ -90,6 +90,22 @@ class Batch:
         return sum(sample.kind == kind for sample in self.settled)
 
 
+def judged(space: SearchSpace, critic: Critic, allowed: Callable[[Tokens], NDArray[np.bool_]], tokens_NT: Tokens,
+           log_mu_NT: NDArray[np.float64],
+           version: int) -> tuple[list[Sample], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """The drawn rows that are allowed (under the largest budget), which they are, and their V and U."""
+    canonical_NT = space.canonical(tokens_NT)
+    rows = np.flatnonzero(allowed(canonical_NT))
+    if not len(rows):
+        return [], rows, np.zeros(0), np.zeros(0)
+    features_ND = space.features(canonical_NT[rows])
+    values_N, doubts_N = critic.predict(features_ND)
+    samples = [Sample(tokens_NT[row], canonical_NT[row].tobytes(), log_mu_NT[row], version, features_ND[i],
+                      float(values_N[i]) if critic.calibrated else None, float(doubts_N[i]))
+               for i, row in enumerate(rows)]
+    return samples, rows, values_N, doubts_N
+
+
 class Sampler:
     """Draws batches; pure given the order of calls."""
 
@@ -122,15 +138,9 @@ class Sampler:
     def _samples(self, tokens_NT: Tokens, log_mu_NT: NDArray[np.float64],
                  version: int) -> list[tuple[Sample, float]]:
         """The drawn rows that are allowed (under the largest budget), with V, U and their score."""
-        canonical_NT = self._space.canonical(tokens_NT)
-        rows = np.flatnonzero(self._allowed(canonical_NT))
-        if not len(rows):
+        samples, _, values_N, doubts_N = judged(self._space, self._critic, self._allowed, tokens_NT, log_mu_NT, version)
+        if not samples:
             return []
-        features_ND = self._space.features(canonical_NT[rows])
-        values_N, doubts_N = self._critic.predict(features_ND)
-        samples = [Sample(tokens_NT[row], canonical_NT[row].tobytes(), log_mu_NT[row], version, features_ND[i],
-                          float(values_N[i]) if self._critic.calibrated else None, float(doubts_N[i]))
-                   for i, row in enumerate(rows)]
         return list(zip(samples, self.gate.scores(values_N, doubts_N), strict=True))
 
     def _decide(self, batch: Batch, sample: Sample, score: float, trusting: bool, most_trusted: int,
